@@ -1,0 +1,420 @@
+// The fp32 product family: y = act(x W^T + b) + r, dx = dy W, dW = dy^T x, each per group, and column sums.
+//
+// All three products are C = A B per group (gemm_work.h). Each thread owns a rectangle of C and walks
+//   rows of C in chunks -> panels of B in chunks that stay in L2 -> slabs of k -> blocks of tile_rows -> panels
+// B comes as panels, from pack_weight or packed on the way into the thread's scratch: the same panels, the same
+// bits. A is read in place where it lies well (the kernel broadcasts from tile_rows rows at once), and copied
+// where those rows would fall on the same cache sets, or where it is dy^T.
+#include "cpu/cpu.h"
+#include "cpu/gemm_work.h"
+#include "runtime/parallel.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <utility>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/gemm.cc"
+#include "cpu/targets.h"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+#include "cpu/gemm-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace moe::cpu::HWY_NAMESPACE {
+namespace {
+
+#ifndef SLAB
+#define SLAB 384
+#endif
+#ifndef CHUNKB
+#define CHUNKB (576*1024)
+#endif
+constexpr Index longest_slab = SLAB;         // k of a slab: tile_rows of it are 18 KiB, half of L1
+constexpr Index chunk_bytes = CHUNKB;  // of B, in half of a 1 MiB L2
+constexpr Index chunk_rows = 768;
+constexpr Index column_blocks = 8;  // blocks of dy^T packed at once: 96 x 384 floats
+
+// k is cut by its own length alone: promise 10.
+struct Slabs {
+  explicit Slabs(Index k)
+      : count(std::max<Index>(1, (k + longest_slab - 1) / longest_slab)),
+        depth(std::max<Index>(8, ((k + count - 1) / count + 7) / 8 * 8)) {}
+  Index count, depth;
+};
+
+HWY_INLINE Vector activate(Activation f, Vector v) {
+  const Lanes d;
+  switch (f) {
+    case Activation::none: return v;
+    case Activation::relu: return hn::Max(v, hn::Zero(d));
+    case Activation::gelu: return gelu(d, v);
+    case Activation::gelu_tanh: return gelu_tanh(d, v);
+    case Activation::tanh: return tanh(d, v);
+    case Activation::sigmoid: return sigmoid(d, v);
+    case Activation::softplus: return softplus(d, v);
+  }
+  return v;
+}
+
+// One tile of C. The registers store to C itself, or, where C is narrower than a panel or an activation
+// follows, to `sums`, from where finish_tile takes them.
+struct Tile {
+  Index row, rows, column, columns;
+  const float* partial = nullptr;
+  Index partial_ld = 0;
+  float* to = nullptr;
+  Index to_ld = 0;
+  bool last = true;  // the last slab: the epilogue applies
+};
+
+HWY_NOINLINE void finish_tile(const Product& p, const Tile& tile, const float* sums) {
+  const Lanes d;
+  for (Index i = 0; i < tile.rows; ++i) {
+    for (Index j = 0; j < tile.columns; j += lanes) {
+      const Index count = std::min(lanes, tile.columns - j);
+      const Index row = tile.row + i, column = tile.column + j;
+      Vector v = hn::LoadU(d, sums + i * width + j);
+      if (tile.partial != nullptr)
+        v = hn::Add(load_tail(d, tile.partial + i * tile.partial_ld + j, count), v);
+      if (tile.last) {
+        if (p.bias != nullptr) v = hn::Add(v, load_tail(d, p.bias + column, count));
+        if (p.preactivation) store_tail(d, v, p.preactivation[row] + column, count);
+        v = activate(p.activation, v);
+        if (p.added) v = hn::Add(v, load_tail(d, p.added[row] + column, count));
+      }
+      store_tail(d, v, tile.to + i * tile.to_ld + j, count);
+    }
+  }
+}
+
+// A packed: block b of `blocks` over rows [row, row + rows) as [b][k][column_pad].
+HWY_NOINLINE void pack_columns(const Product& p, Index row, Index rows, Index blocks, Index k,
+                               Index depth, float* to) {
+  const Lanes d;
+  for (Index j = 0; j < depth; ++j) {
+    const float* from = p.a + (k + j) * p.a_ld + row;
+    for (Index b = 0; b < blocks; ++b) {
+      const Index first = rows * b / blocks, count = rows * (b + 1) / blocks - first;
+      float* at = to + (b * depth + j) * column_pad;
+      if (row + first + column_pad <= p.m)
+        for (Index i = 0; i < column_pad; i += lanes) hn::StoreU(hn::LoadU(d, from + first + i), d, at + i);
+      else
+        for (Index i = 0; i < count; ++i) at[i] = from[first + i];
+    }
+  }
+}
+
+// A's rows copied to a stride that spreads over the cache sets.
+HWY_NOINLINE void copy_rows(const Product& p, Index row, Index rows, Index k, Index depth, float* to,
+                            Index ld) {
+  const Lanes d;
+  for (Index i = 0; i < rows; ++i) {
+    const float* from = p.a + (row + i) * p.a_ld + k;
+    Index j = 0;
+    for (; j + lanes <= depth; j += lanes) hn::StoreU(hn::LoadU(d, from + j), d, to + i * ld + j);
+    for (; j < depth; ++j) to[i * ld + j] = from[j];
+  }
+}
+
+// Rows [row_begin, row_end) x panels [first, last) of C.
+void product_block(const Product& p, Index row_begin, Index row_end, Index first, Index last) {
+  const Slabs slabs(p.k);
+  // Slab sums wait in C itself, unless C's old value (or a residual kept there) is still to be added.
+  const bool in_place = p.added.data != p.c.data;
+  const bool plain_ending = p.activation == Activation::none && !p.preactivation;
+  // Rows a multiple of 2 KiB apart share two sets of L1.
+  const bool copied = !p.a_columns && p.a_ld % 512 == 0 && row_end - row_begin > 4;
+  const Index group = p.a_columns ? column_blocks * tile_rows : tile_rows;
+  // One block of rows meets each panel once: no need to keep more than one.
+  const Index chunk = row_end - row_begin <= tile_rows
+                          ? 1
+                          : std::max<Index>(1, chunk_bytes / (slabs.depth * width * 4));
+  alignas(64) float sums[tile_rows * width];
+  const Index copy_ld = slabs.depth + 16;
+  float* a_packed = nullptr;
+  if (p.a_columns)
+    a_packed = static_cast<float*>(scratch(
+        Scratch::pack_a, static_cast<std::size_t>(column_blocks * slabs.depth * column_pad) * 4));
+  else if (copied)
+    a_packed = static_cast<float*>(
+        scratch(Scratch::pack_a, static_cast<std::size_t>(tile_rows * copy_ld) * 4));
+  float* b_packed = nullptr;
+  if (p.panels == nullptr)
+    b_packed = static_cast<float*>(
+        scratch(Scratch::pack_b, static_cast<std::size_t>(chunk * slabs.depth * width) * 4));
+  float* waiting = nullptr;
+  if (slabs.count > 1 && !in_place)
+    waiting = static_cast<float*>(
+        scratch(Scratch::tile, static_cast<std::size_t>(chunk_rows * chunk * width) * 4));
+
+  for (Index top = row_begin; top < row_end; top += chunk_rows) {
+    const Index bottom = std::min(top + chunk_rows, row_end);
+    for (Index left = first; left < last; left += chunk) {
+      const Index right = std::min(left + chunk, last);
+      for (Index slab = 0; slab < slabs.count; ++slab) {
+        const Index k = slab * slabs.depth;
+        const Index depth = std::max<Index>(0, std::min(slabs.depth, p.k - k));
+        const bool final_slab = slab + 1 == slabs.count;
+        const float* b = b_packed;
+        Index b_step = depth * width;
+        if (p.panels != nullptr) {
+          b_step = p.k * width;
+          b = p.panels + left * b_step + k * width;
+        } else {
+          pack_panels(p.b, p.b_ld, p.b_transposed, p.n, k, depth, left, right, b_packed, b_step);
+        }
+        for (Index row = top; row < bottom; row += group) {
+          const Index rows = std::min(group, bottom - row);
+          const Index blocks = (rows + tile_rows - 1) / tile_rows;
+          if (p.a_columns) pack_columns(p, row, rows, blocks, k, depth, a_packed);
+          if (copied) copy_rows(p, row, rows, k, depth, a_packed, copy_ld);
+          for (Index block = 0; block < blocks; ++block) {
+            const Index skip = rows * block / blocks;
+            Tile tile;
+            tile.row = row + skip;
+            tile.rows = rows * (block + 1) / blocks - skip;
+            tile.last = final_slab;
+            const float* a = p.a + tile.row * p.a_ld + k;
+            Index a_row = p.a_ld, a_step = 1;
+            if (p.a_columns) {
+              a = a_packed + block * depth * column_pad;
+              a_row = 1;
+              a_step = column_pad;
+            } else if (copied) {
+              a = a_packed;
+              a_row = copy_ld;
+            }
+            const Multiply kernel = multiply_of(tile.rows);
+            for (Index panel = left; panel < right; ++panel) {
+              tile.column = panel * width;
+              tile.columns = std::min(width, p.n - tile.column);
+              float* c = p.c[tile.row] + tile.column;
+              float* held = waiting == nullptr ? c : waiting + (tile.row - top) * chunk * width +
+                                                         (panel - left) * width;
+              const Index held_ld = waiting == nullptr ? p.c.ld : chunk * width;
+              tile.partial = slab == 0 ? nullptr : held;
+              tile.partial_ld = held_ld;
+              tile.to = final_slab ? c : held;
+              tile.to_ld = final_slab ? p.c.ld : held_ld;
+              const float* panel_b = b + (panel - left) * b_step;
+              Ending ending;
+              if (tile.columns == width && (!final_slab || plain_ending)) {
+                ending.partial = tile.partial;
+                ending.partial_ld = tile.partial_ld;
+                if (final_slab && p.bias != nullptr) ending.bias = p.bias + tile.column;
+                if (final_slab && p.added) ending.added = p.added[tile.row] + tile.column;
+                ending.added_ld = p.added.ld;
+                kernel(a, a_row, a_step, panel_b, depth, ending, tile.to, tile.to_ld);
+              } else {
+                kernel(a, a_row, a_step, panel_b, depth, ending, sums, width);
+                finish_tile(p, tile, sums);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// Panels [first, last) of a whole B: what pack_weight stores.
+void pack_block(const float* b, Index ld, bool transposed, Index n, Index k, Index first, Index last,
+                float* panels) {
+  pack_panels(b, ld, transposed, n, 0, k, first, last, panels + first * k * width, k * width);
+}
+
+// db[c] += sum_t dy[t,c] for columns [first, last), rows in order.
+void sum_rows_block(Rows<const float> dy, Index rows, Index first, Index last, float* db) {
+  const Lanes d;
+  constexpr Index wide = 4 * lanes;
+  Index c = first;
+  for (; c + wide <= last; c += wide) {
+    Vector s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
+    for (Index t = 0; t < rows; ++t) {
+      const float* at = dy[t] + c;
+      s0 = hn::Add(s0, hn::LoadU(d, at));
+      s1 = hn::Add(s1, hn::LoadU(d, at + lanes));
+      s2 = hn::Add(s2, hn::LoadU(d, at + 2 * lanes));
+      s3 = hn::Add(s3, hn::LoadU(d, at + 3 * lanes));
+    }
+    hn::StoreU(hn::Add(hn::LoadU(d, db + c), s0), d, db + c);
+    hn::StoreU(hn::Add(hn::LoadU(d, db + c + lanes), s1), d, db + c + lanes);
+    hn::StoreU(hn::Add(hn::LoadU(d, db + c + 2 * lanes), s2), d, db + c + 2 * lanes);
+    hn::StoreU(hn::Add(hn::LoadU(d, db + c + 3 * lanes), s3), d, db + c + 3 * lanes);
+  }
+  for (; c < last; c += lanes) {
+    const Index count = std::min(lanes, last - c);
+    Vector s = hn::Zero(d);
+    for (Index t = 0; t < rows; ++t) s = hn::Add(s, load_tail(d, dy[t] + c, count));
+    store_tail(d, hn::Add(load_tail(d, db + c, count), s), db + c, count);
+  }
+}
+
+Index panel_width() { return width; }
+
+}  // namespace
+}  // namespace moe::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace moe::cpu {
+namespace {
+
+HWY_EXPORT(product_block);
+HWY_EXPORT(pack_block);
+HWY_EXPORT(sum_rows_block);
+HWY_EXPORT(panel_width);
+
+Index panels_of(Index n, Index panel) { return (n + panel - 1) / panel; }
+
+// The rectangle of one part: its share of panels, and of each group's rows.
+void run_part(const Grouped& work, const Grid& grid, Index part, Index panels, Index total,
+              decltype(&HWY_STATIC_DISPATCH(product_block)) block) {
+  Index column = part % grid.column_parts, row = part / grid.column_parts;
+  Index first = panels * column / grid.column_parts, last = panels * (column + 1) / grid.column_parts;
+  Index lower = total * row / grid.row_parts, upper = total * (row + 1) / grid.row_parts;
+  Index seen = 0;
+  for (Index g = 0; g < work.groups && seen < upper; ++g) {
+    Index rows = work.rows(g), cost = row_cost(work, g);
+    // Rows whose cost starts within [lower, upper): every row has one owner.
+    Index begin = std::clamp<Index>((lower - seen + cost - 1) / cost, 0, rows);
+    Index end = std::clamp<Index>((upper - seen + cost - 1) / cost, 0, rows);
+    seen += rows * cost;
+    if (begin < end) block(work.product(g), begin, end, first, last);
+  }
+}
+
+void run(const Grouped& work) {
+  auto block = &HWY_DYNAMIC_DISPATCH(product_block);
+  Index width = HWY_DYNAMIC_DISPATCH(panel_width)();
+  Index panels = panels_of(work.base.n, width), total = total_cost(work);
+  if (panels == 0 || total == 0) return;
+  Grid grid = choose_grid(work, panels, width, threads());
+  parallel_for(grid.row_parts * grid.column_parts, 1, [&](Index begin, Index end) {
+    for (Index part = begin; part < end; ++part) run_part(work, grid, part, panels, total, block);
+  });
+}
+
+Grouped grouped(Ragged groups, Index rows) {
+  Grouped work;
+  work.groups = groups.count;
+  work.begin = groups.begin;
+  work.end = groups.end;
+  work.end0 = rows;
+  return work;
+}
+
+// y = act(x W^T + bias) + residual:  A = x, B = W^T.
+void gemm(Rows<const float> x, Weight<float> w, Ragged groups, Epilogue<float> epilogue, Rows<float> y) {
+  Index out = y.cols, in = x.cols;
+  Index width = HWY_DYNAMIC_DISPATCH(panel_width)();
+  Grouped work = grouped(groups, x.rows);
+  work.base = {.n = out,
+               .k = in,
+               .a = x.data,
+               .a_ld = x.ld,
+               .b = w.rows.data,
+               .b_ld = w.rows.ld,
+               .b_transposed = true,
+               .panels = static_cast<const float*>(w.packed),
+               .bias = epilogue.bias,
+               .activation = epilogue.activation,
+               .added = epilogue.residual,
+               .preactivation = epilogue.preactivation,
+               .c = y};
+  work.b_step = out * w.rows.ld;
+  work.panel_step = panels_of(out, width) * width * in;
+  work.bias_step = out;
+  run(work);
+}
+
+// dx = beta dx + dy W:  A = dy, B = W.
+void gemm_input_grad(Rows<const float> dy, Weight<float> w, Ragged groups, double beta, Rows<float> dx) {
+  Index out = dy.cols, in = dx.cols;
+  Index width = HWY_DYNAMIC_DISPATCH(panel_width)();
+  Grouped work = grouped(groups, dy.rows);
+  work.base = {.n = in,
+               .k = out,
+               .a = dy.data,
+               .a_ld = dy.ld,
+               .b = w.rows.data,
+               .b_ld = w.rows.ld,
+               .panels = static_cast<const float*>(w.packed),
+               .c = dx};
+  if (beta != 0) work.base.added = dx;
+  work.b_step = out * w.rows.ld;
+  work.panel_step = panels_of(in, width) * width * out;
+  run(work);
+}
+
+// dW_g = beta dW_g + dy_g^T x_g:  A = dy_g^T, B = x_g; the sum runs over the group's tokens from its begin.
+void gemm_weight_grad(Rows<const float> dy, Rows<const float> x, Ragged groups, double beta,
+                      Rows<float> dw) {
+  Grouped work = grouped(groups, x.rows);
+  work.sum_tokens = true;
+  work.base = {.m = dy.cols,
+               .n = x.cols,
+               .a = dy.data,
+               .a_ld = dy.ld,
+               .a_columns = true,
+               .b = x.data,
+               .b_ld = x.ld,
+               .c = dw};
+  if (beta != 0) work.base.added = dw;
+  run(work);
+}
+
+void grouped_sum_rows(Rows<const float> dy, Ragged groups, float* db) {
+  auto block = &HWY_DYNAMIC_DISPATCH(sum_rows_block);
+  Grouped work = grouped(groups, dy.rows);
+  constexpr Index strip = 64;  // columns: 256 bytes of each row
+  Index strips = (dy.cols + strip - 1) / strip;
+  parallel_for(groups.count * strips, 1, [&](Index begin, Index end) {
+    for (Index at = begin; at < end; ++at) {
+      Index g = at / strips, first = at % strips * strip;
+      Rows<const float> rows = dy;
+      rows.data = dy[work.first(g)];
+      block(rows, work.tokens(g), first, std::min(first + strip, dy.cols), db + g * dy.cols);
+    }
+  });
+}
+
+Index packed_bytes(Rows<const float> w, Index groups, Packing packing) {
+  Index out = groups > 0 ? w.rows / groups : 0, in = w.cols;
+  Index n = packing == Packing::forward ? out : in, k = packing == Packing::forward ? in : out;
+  Index width = HWY_DYNAMIC_DISPATCH(panel_width)();
+  return groups * panels_of(n, width) * width * k * static_cast<Index>(sizeof(float));
+}
+
+void pack_weight(Rows<const float> w, Index groups, Packing packing, void* packed) {
+  auto block = &HWY_DYNAMIC_DISPATCH(pack_block);
+  Index width = HWY_DYNAMIC_DISPATCH(panel_width)();
+  bool forward = packing == Packing::forward;
+  Index out = groups > 0 ? w.rows / groups : 0, in = w.cols;
+  Index n = forward ? out : in, k = forward ? in : out, panels = panels_of(n, width);
+  parallel_for(groups * panels, 4, [&](Index begin, Index end) {
+    while (begin < end) {
+      Index g = begin / panels, first = begin % panels;
+      Index last = std::min(panels, first + end - begin);
+      block(w[g * out], w.ld, forward, n, k, first, last,
+            static_cast<float*>(packed) + g * panels * width * k);
+      begin += last - first;
+    }
+  });
+}
+
+}  // namespace
+
+void fill_gemm(Kernels<float>& table) {
+  table.gemm = gemm;
+  table.gemm_input_grad = gemm_input_grad;
+  table.gemm_weight_grad = gemm_weight_grad;
+  table.grouped_sum_rows = grouped_sum_rows;
+  table.packed_bytes = packed_bytes;
+  table.pack_weight = pack_weight;
+}
+
+}  // namespace moe::cpu
+#endif  // HWY_ONCE

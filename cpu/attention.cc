@@ -1,11 +1,12 @@
-// Attention over ragged segments, f32: forward and backward, blockwise, nothing of size queries x keys kept.
+// Attention over ragged segments, f32: forward and backward, blockwise; nothing of size queries x
+// keys is kept.
 //   out = dropout(softmax(scale q k^T)) v per segment pair and head, causal or not.
 // A work item takes at most 32 queries of one head through all keys of its segment, 64 at a time:
 //   scores = k q^T       keys by queries, q transposed, scaled and packed once per item
 //   online softmax       running peak and sum per query, earlier output shrunk when the peak rises
 //   o += scores^T v      v read in place, or from a padded copy where a head is not whole vectors
-// so scores, q and o live in L1 and k, v stream from L2. Key blocks count from the segment's first key and every
-// sum runs in order of its index: batch, threads and neighbours cannot change a bit.
+// so scores, q and o live in L1 and k, v stream from L2. Key blocks count from the segment's first
+// key and every sum runs in order of its index: batch, threads and neighbours cannot change a bit.
 //   Milakov, Gimelshein 2018 (online softmax); Dao 2022 (FlashAttention; backward: appendix B).
 #include "cpu/attention_work.h"
 #include "cpu/cpu.h"
@@ -13,8 +14,6 @@
 #include "runtime/parallel.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 
 // clang-format off
 #include "cpu/targets.h"
@@ -23,47 +22,46 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 #include "cpu/attention-inl.h"
+#include "cpu/attention_softmax-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace moe::cpu::HWY_NAMESPACE {
 namespace {
 
-constexpr float log2_e = 1.44269504088896341f, ln_2 = 0.693147180559945309f;
+constexpr double log2_e = 1.44269504088896340736;
 
 float* floats(Scratch use, Index count) {
   return static_cast<float*>(scratch(use, static_cast<std::size_t>(count) * sizeof(float)));
 }
 
-DropRule drop_rule(const AttentionShape& shape, Index head) {
-  return {shape.dice.at_head(head), drop_threshold(shape.dropout)};
-}
 float keep_factor(const AttentionShape& shape) {
   return static_cast<float>(1 / (1 - shape.dropout));
 }
-// Scores are in base 2, so that an exponential is one instruction shorter.
+// Scores are in base 2: an exponential is an instruction or two shorter.
 float score_factor(const AttentionShape& shape) {
-  return static_cast<float>(shape.scale * 1.44269504088896340736);
+  return static_cast<float>(shape.scale * log2_e);
 }
 // The last key that the first query of the block starting at segment row `row` may see.
 Index last_visible(const AttentionCall& call, const AttentionItem& item, Index row) {
   return call.shape.causal ? item.keys - item.queries + row : item.keys - 1;
 }
 
-// ---- forward -------------------------------------------------------------------------------------------------
+// ---- forward
+
 struct ForwardSpace {
-  float* query;   // (head_dim, query_block) transposed, scaled
-  float* scores;  // (key_block, query_block)
+  float* query;                // (head_dim, query_block) transposed, scaled
+  float* scores;               // (key_block, query_block)
   float *peak, *sum, *shrink;  // (query_block)
-  float* out;     // (query_block, width)
-  float* value;   // (keys, width) of the current head, where v needs padding
-  Ahead ahead;
+  float* out;                  // (query_block, width)
+  float* value;                // (keys, width) of the current head, where v needs padding
 };
 
-void forward_item(const AttentionCall& call, const AttentionItem& item, ForwardSpace& space,
+void forward_item(const AttentionCall& call, const AttentionItem& item, const ForwardSpace& space,
                   Padded value) {
   const AttentionShape& shape = call.shape;
-  Index head_dim = shape.head_dim, width = vectors_of(head_dim) * lanes, column = item.head * head_dim;
+  Index head_dim = shape.head_dim, width = vectors_of(head_dim) * lanes,
+        column = item.head * head_dim;
   Index vectors = vectors_of(item.rows), first_row = item.query - item.first_query;
   Index last = last_visible(call, item, first_row);
   Index visible = std::min(item.keys, shape.causal ? last + item.rows : item.keys);
@@ -72,25 +70,24 @@ void forward_item(const AttentionCall& call, const AttentionItem& item, ForwardS
             space.query);
   std::fill_n(space.peak, query_block, -infinity);
   std::fill_n(space.sum, query_block, 0.0f);
-  const DropRule rule = drop_rule(shape, item.head);
+  const DropRule rule(shape.dice.at_head(item.head), shape.dropout);
 
   for (Index key = 0; key < visible; key += key_block) {
     Index keys = std::min(key_block, visible - key);
     product<false>(call.k[item.first_key + key] + column, call.k.ld, space.query, query_block, keys,
-                   head_dim, vectors, false, space.scores, query_block, space.ahead, head_dim);
+                   head_dim, vectors, false, space.scores, query_block);
     if (shape.causal) hide_future(space.scores, keys, vectors, last - key);
     online_softmax(space.scores, keys, vectors, space.peak, space.sum, space.shrink);
     if (key > 0) shrink_rows(space.out, width, item.rows, space.shrink);
     if (rule.threshold > 0) drop(rule, item.query, key, keys, vectors, space.scores);
     product<true>(space.scores, query_block, value.data + key * value.ld, value.ld, item.rows, keys,
-                  width / lanes, key > 0, space.out, width, space.ahead, head_dim);
+                  width / lanes, key > 0, space.out, width);
   }
   finish_softmax(vectors, keep_factor(shape), space.sum, space.peak, space.shrink);
   for (Index r = 0; r < item.rows; ++r) {
     store_row(visible > 0 ? space.out + r * width : nullptr, space.shrink[r], head_dim,
               call.out[item.query + r] + column);
-    if (call.lse != nullptr)
-      call.lse[(item.query + r) * shape.heads + item.head] = space.peak[r];
+    if (call.lse != nullptr) call.lse[(item.query + r) * shape.heads + item.head] = space.peak[r];
   }
 }
 
@@ -108,21 +105,10 @@ HWY_NOINLINE void forward_part(const AttentionCall& call, Index part, Index part
   space.value = floats(Scratch::keys, head_dim % lanes == 0 ? 0 : most_keys * width);
 
   AttentionWalk walk(call, query_block, part, parts);
-  AttentionItem item, upcoming;
+  AttentionItem item;
   Padded value{};
   Index packed_key = -1, packed_head = -1;
-  for (bool more = walk.next(item); more; item = upcoming) {
-    more = walk.next(upcoming);
-    space.ahead.clear();
-    if (more) {
-      Index column = upcoming.head * head_dim;
-      space.ahead.add(call.q[upcoming.query] + column, call.q.ld, upcoming.rows);
-      space.ahead.add(call.out[upcoming.query] + column, call.out.ld, upcoming.rows);
-      if (upcoming.first_key != item.first_key || upcoming.head != item.head) {
-        space.ahead.add(call.k[upcoming.first_key] + column, call.k.ld, upcoming.keys);
-        space.ahead.add(call.v[upcoming.first_key] + column, call.v.ld, upcoming.keys);
-      }
-    }
+  while (walk.next(item)) {
     if (item.keys > 0 && (item.first_key != packed_key || item.head != packed_head)) {
       value = padded(call.v[item.first_key] + item.head * head_dim, call.v.ld, item.keys, head_dim,
                      space.value);
@@ -133,18 +119,19 @@ HWY_NOINLINE void forward_part(const AttentionCall& call, Index part, Index part
   }
 }
 
-// ---- backward ------------------------------------------------------------------------------------------------
+// ---- backward
+
 struct BackwardSpace {
-  float *query, *dout;          // (head_dim, query_block) transposed; q scaled, dout times the keep factor
+  float *query, *dout;  // (head_dim, query_block) transposed; q scaled, dout times the keep factor
   float *query_rows, *dout_rows, *key_rows;  // padded copies, where a head is not whole vectors
-  float *scores, *dscores;      // (key_block, query_block)
-  float *lse, *delta;           // (query_block)
-  float* dq;                    // (query_block, width)
-  float *dk, *dv;               // (keys, width) sums of the current item
+  float *scores, *dscores;                   // (key_block, query_block)
+  float *lse, *delta;                        // (query_block)
+  float* dq;                                 // (query_block, width)
+  float *dk, *dv;                            // (keys, width) sums of the current item
   Ahead ahead;
 };
 
-// Log-sum-exp in base 2 and delta_i = dout_i . out_i of a block of queries, zero in the lanes beyond it.
+// Log-sum-exp in base 2 and delta_i = dout_i . out_i of a block of queries; zero in lanes past it.
 void row_statistics(const AttentionCall& call, const AttentionItem& item, Index row, Index rows,
                     const BackwardSpace& space) {
   Index head_dim = call.shape.head_dim, column = item.head * head_dim;
@@ -153,21 +140,25 @@ void row_statistics(const AttentionCall& call, const AttentionItem& item, Index 
   for (Index r = 0; r < rows; ++r) {
     Index query = item.first_query + row + r;
     float lse = call.lse_saved[query * call.shape.heads + item.head];
-    space.lse[r] = lse == -infinity ? 0 : lse * log2_e;  // it sees no key: scores of -inf minus 0 give 0
+    // It sees no key: scores of -inf minus 0 give probabilities of 0, minus -inf they would give
+    // NaN.
+    space.lse[r] = lse == -infinity ? 0 : static_cast<float>(lse * log2_e);
     space.delta[r] = dot(call.dout[query] + column, call.out_saved[query] + column, head_dim);
   }
 }
 
-void backward_block(const AttentionCall& call, const AttentionItem& item, Index row, Padded key_rows,
-                    BackwardSpace& space) {
+void backward_block(const AttentionCall& call, const AttentionItem& item, Index row,
+                    Padded key_rows, BackwardSpace& space) {
   const AttentionShape& shape = call.shape;
-  Index head_dim = shape.head_dim, width = vectors_of(head_dim) * lanes, column = item.head * head_dim;
+  Index head_dim = shape.head_dim, width = vectors_of(head_dim) * lanes,
+        column = item.head * head_dim;
   Index rows = std::min(query_block, item.queries - row), vectors = vectors_of(rows);
   Index query = item.first_query + row, last = last_visible(call, item, row);
   Index visible = std::min(item.keys, shape.causal ? last + rows : item.keys);
   if (visible <= 0) return;
+  const bool add = row > 0 || shape.causal;
   const bool scores_too = call.dq || call.dk;  // dv alone needs no gradient of the scores
-  const DropRule rule = drop_rule(shape, item.head);
+  const DropRule rule(shape.dice.at_head(item.head), shape.dropout);
 
   row_statistics(call, item, row, rows, space);
   const float* q = call.q[query] + column;
@@ -180,35 +171,38 @@ void backward_block(const AttentionCall& call, const AttentionItem& item, Index 
 
   for (Index key = 0; key < visible; key += key_block) {
     Index keys = std::min(key_block, visible - key), key_row = item.first_key + key;
-    product<false>(call.k[key_row] + column, call.k.ld, space.query, query_block, keys, head_dim, vectors,
-                   false, space.scores, query_block, space.ahead, head_dim);
+    product<false>(call.k[key_row] + column, call.k.ld, space.query, query_block, keys, head_dim,
+                   vectors, false, space.scores, query_block, &space.ahead, head_dim);
     if (shape.causal) hide_future(space.scores, keys, vectors, last - key);
     if (scores_too)
-      product<false>(call.v[key_row] + column, call.v.ld, space.dout, query_block, keys, head_dim, vectors,
-                     false, space.dscores, query_block, space.ahead, head_dim);
+      product<false>(call.v[key_row] + column, call.v.ld, space.dout, query_block, keys, head_dim,
+                     vectors, false, space.dscores, query_block, &space.ahead, head_dim);
     softmax_gradient(rule, query, key, keys, vectors, space.lse, space.delta, space.scores,
                      scores_too ? space.dscores : nullptr);
     if (call.dv)
-      product<false>(space.scores, query_block, dout_rows.data, dout_rows.ld, keys, rows, width / lanes,
-                     true, space.dv + key * width, width, space.ahead, head_dim);
+      product<false>(space.scores, query_block, dout_rows.data, dout_rows.ld, keys, rows,
+                     width / lanes, add, space.dv + key * width, width, &space.ahead, head_dim);
     if (call.dk)
-      product<false>(space.dscores, query_block, query_rows.data, query_rows.ld, keys, rows, width / lanes,
-                     true, space.dk + key * width, width, space.ahead, head_dim);
+      product<false>(space.dscores, query_block, query_rows.data, query_rows.ld, keys, rows,
+                     width / lanes, add, space.dk + key * width, width, &space.ahead, head_dim);
     if (call.dq)
-      product<true>(space.dscores, query_block, key_rows.data + key * key_rows.ld, key_rows.ld, rows, keys,
-                    width / lanes, key > 0, space.dq, width, space.ahead, head_dim);
+      product<true>(space.dscores, query_block, key_rows.data + key * key_rows.ld, key_rows.ld,
+                    rows, keys, width / lanes, key > 0, space.dq, width, &space.ahead, head_dim);
   }
   if (call.dq)
-    add_rows(space.dq, width, static_cast<float>(shape.scale), rows, head_dim, call.dq[query] + column,
-             call.dq.ld);
+    add_rows(space.dq, width, static_cast<float>(shape.scale), rows, head_dim,
+             call.dq[query] + column, call.dq.ld);
 }
 
 void backward_item(const AttentionCall& call, const AttentionItem& item, BackwardSpace& space) {
-  if (item.keys == 0) return;
+  if (item.keys == 0 || item.queries == 0) return;
   Index head_dim = call.shape.head_dim, width = vectors_of(head_dim) * lanes,
         column = item.head * head_dim;
-  if (call.dk) std::fill_n(space.dk, item.keys * width, 0.0f);
-  if (call.dv) std::fill_n(space.dv, item.keys * width, 0.0f);
+  // Without causality the first block of queries meets every key and starts the sums.
+  if (call.shape.causal) {
+    std::fill_n(space.dk, item.keys * width, 0.0f);
+    std::fill_n(space.dv, item.keys * width, 0.0f);
+  }
   Padded key_rows =
       padded(call.k[item.first_key] + column, call.k.ld, item.keys, head_dim, space.key_rows);
   for (Index row = 0; row < item.queries; row += query_block)
@@ -245,10 +239,12 @@ HWY_NOINLINE void backward_part(const AttentionCall& call, Index part, Index par
     more = walk.next(upcoming);
     space.ahead.clear();
     if (more) {
-      Index column = upcoming.head * head_dim, query = upcoming.query, key = upcoming.first_key;
-      if (call.dq) space.ahead.add(call.dq[query] + column, call.dq.ld, upcoming.rows);
-      if (call.dk) space.ahead.add(call.dk[key] + column, call.dk.ld, upcoming.keys);
-      if (call.dv) space.ahead.add(call.dv[key] + column, call.dv.ld, upcoming.keys);
+      Index column = upcoming.head * head_dim;
+      for (Rows<const float> rows : {call.q, call.dout, call.out_saved, Rows<const float>(call.dq)})
+        space.ahead.add(rows, upcoming.query, upcoming.rows, column);
+      for (Rows<const float> rows :
+           {call.k, call.v, Rows<const float>(call.dk), Rows<const float>(call.dv)})
+        space.ahead.add(rows, upcoming.first_key, upcoming.keys, column);
     }
     backward_item(call, item, space);
   }
@@ -278,8 +274,14 @@ void run(const AttentionCall& call, Index block, Kernel kernel) {
 
 void attention(Rows<const float> q, Rows<const float> k, Rows<const float> v, Ragged queries,
                Ragged keys, const AttentionShape& shape, Rows<float> out, float* lse) {
-  AttentionCall call{.q = q, .k = k, .v = v, .out = out, .lse = lse,
-                     .queries = queries, .keys = keys, .shape = shape};
+  AttentionCall call{.q = q,
+                     .k = k,
+                     .v = v,
+                     .out = out,
+                     .lse = lse,
+                     .queries = queries,
+                     .keys = keys,
+                     .shape = shape};
   run(call, query_block, HWY_DYNAMIC_DISPATCH(forward_part));
 }
 
@@ -287,8 +289,18 @@ void attention_backward(Rows<const float> q, Rows<const float> k, Rows<const flo
                         Rows<const float> out, const float* lse, Rows<const float> dout,
                         Ragged queries, Ragged keys, const AttentionShape& shape, Rows<float> dq,
                         Rows<float> dk, Rows<float> dv) {
-  AttentionCall call{.q = q, .k = k, .v = v, .dout = dout, .out_saved = out, .lse_saved = lse,
-                     .dq = dq, .dk = dk, .dv = dv, .queries = queries, .keys = keys, .shape = shape};
+  AttentionCall call{.q = q,
+                     .k = k,
+                     .v = v,
+                     .dout = dout,
+                     .out_saved = out,
+                     .lse_saved = lse,
+                     .dq = dq,
+                     .dk = dk,
+                     .dv = dv,
+                     .queries = queries,
+                     .keys = keys,
+                     .shape = shape};
   run(call, whole_segment, HWY_DYNAMIC_DISPATCH(backward_part));
 }
 

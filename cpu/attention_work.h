@@ -1,9 +1,9 @@
 // How attention work is cut into items and shared out between threads.
 //
-// An item is (segment, head, block of query rows): forward cuts queries into blocks, so that one long text
-// feeds every thread; backward takes a whole segment at a time, so that dk and dv have one owner.
-// Items are numbered segment by segment, head by head; a part is a run of items of about equal cost.
-// Nothing here touches the numbers: the cut decides who computes a row, never how.
+// An item is (segment, head, block of query rows): forward cuts queries into blocks, so that one
+// long text feeds every thread; backward takes a whole segment at a time, so that dk and dv have
+// one owner. Items are numbered segment by segment, head by head; a part is a run of items of about
+// equal cost. Nothing here touches the numbers: the cut decides who computes a row, never how.
 #pragma once
 
 #include "runtime/kernels.h"
@@ -12,7 +12,7 @@
 
 namespace moe::cpu {
 
-constexpr Index query_block = 32;             // query rows of a forward item
+constexpr Index query_block = 32;                // query rows of a forward item
 constexpr Index whole_segment = Index{1} << 32;  // a block no segment reaches
 
 // One call's arguments, as the per-target kernels see them.
@@ -44,7 +44,7 @@ class AttentionWalk {
     upper_ = total * (part + 1) / parts;
   }
 
-  // Multiply-adds, roughly. Each product over a block pays some rows of set-up besides the real ones.
+  // Multiply-adds of one product, roughly; eight rows and keys stand for setting a block up.
   static Index total_cost(const AttentionCall& call, Index block) {
     Index total = 0;
     for (Index s = 0; s < call.queries.count; ++s)

@@ -8,6 +8,7 @@ namespace moe {
 
 const Backend& cpu_backend() {
   static const Kernels<float> table = [] {
+    cpu::level_name();  // fixes the instruction set before any kernel runs
     Kernels<float> t = *reference_backend().f32;
     cpu::fill_pointwise(t);
     cpu::fill_gemm(t);

@@ -79,6 +79,14 @@ HWY_NOINLINE void multiply(const float* HWY_RESTRICT a, Index a_row, Index a_ste
     for (int i = 0; i < (rows + 2) / 3; ++i) x[i] += a_step;
     b += width;
   }
+  if (ending.partial == nullptr && ending.bias == nullptr && ending.added == nullptr) {
+    HWY_UNROLL(16)
+    for (int i = 0; i < rows; ++i) {
+      HWY_UNROLL(4)
+      for (int j = 0; j < tile_vectors; ++j) hn::StoreU(sum[i][j], d, out + i * out_ld + j * lanes);
+    }
+    return;
+  }
   HWY_UNROLL(16)
   for (int i = 0; i < rows; ++i) {
     HWY_UNROLL(4)

@@ -9,10 +9,13 @@
 namespace moe {
 namespace {
 
-bool has(char32_t c, CharacterClass classes) { return (characters()[c] & classes) != 0; }
+bool has(char32_t c, CharacterClass classes) {
+  return (characters()[c] & classes) != 0;
+}
 
 bool touches_word(std::string_view text, std::size_t begin, std::size_t end) {
-  if (begin > 0 && has(decode_utf8_before(text, begin), character_class::word_character)) return true;
+  if (begin > 0 && has(decode_utf8_before(text, begin), character_class::word_character))
+    return true;
   return end < text.size() && has(decode_utf8(text, end), character_class::word_character);
 }
 
@@ -42,8 +45,8 @@ AddedTokenCutter::AddedTokenCutter(std::vector<AddedToken> tokens, const std::st
     if (token.content.empty())
       fail(Fault::bad_data, "{}: added token {} is empty once normalised", where, token.id);
     if (i > 0 && tokens_[i - 1].content == token.content)
-      fail(Fault::bad_data, "{}: added tokens {} and {} are searched as the same text \"{}\"", where,
-           tokens_[i - 1].id, token.id, token.content);
+      fail(Fault::bad_data, "{}: added tokens {} and {} are searched as the same text \"{}\"",
+           where, tokens_[i - 1].id, token.id, token.content);
     begins_[static_cast<unsigned char>(token.content[0])] = true;
   }
   if (std::count(begins_.begin(), begins_.end(), true) == 1)

@@ -1,6 +1,7 @@
 // Cuts added tokens ("[MASK]") out of a text: leftmost match, the longest where several begin.
-// A `single_word` match next to a word character is passed over; lstrip and rstrip also swallow the white
-// space on that side. Tokens with `normalized` are searched in the normalised text by the caller.
+// A `single_word` match next to a word character is passed over; lstrip and rstrip also swallow the
+// white space on that side. Tokens with `normalized` are searched in the normalised text by the
+// caller.
 #pragma once
 
 #include <array>
@@ -41,7 +42,8 @@ class AddedTokenCutter {
   };
 
   AddedTokenCutter() = default;
-  // Searches the `content` of each token. `where` names the file in errors: empty and equal contents.
+  // Searches the `content` of each token. `where` names the file in errors: empty and equal
+  // contents.
   AddedTokenCutter(std::vector<AddedToken> tokens, const std::string& where);
   bool empty() const { return tokens_.empty(); }
 

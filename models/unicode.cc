@@ -72,7 +72,8 @@ char32_t decode_utf8(std::string_view text, std::size_t& position) {
   if (lead < 0x80) return lead;
   if (lead < 0xC2 || lead > 0xF4) return replacement;
   int more = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
-  // The second byte has a narrower range where it would give overlong forms, surrogates or too much.
+  // The second byte has a narrower range where it would give overlong forms, surrogates or too
+  // much.
   unsigned low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
   unsigned high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
   char32_t c = lead & (0x3Fu >> more);
@@ -155,7 +156,8 @@ class Normalizer::Pass {
   void run() {
     for (std::size_t i = 0; i < text_.size();) {
       if (const auto byte = static_cast<unsigned char>(text_[i]); byte < 0x80) {
-        if (normalizer_.ascii_[byte] == dropped) {  // cleaning precedes ordering: marks around it meet
+        if (normalizer_.ascii_[byte] ==
+            dropped) {  // cleaning precedes ordering: marks around it meet
           ++i;
           continue;
         }
@@ -177,11 +179,13 @@ class Normalizer::Pass {
   }
 
  private:
-  // Upper bound of what one character may become, in bytes: three characters of four decomposed ones.
+  // Upper bound of what one character may become, in bytes: three characters of four decomposed
+  // ones.
   static constexpr std::size_t longest = 3 * 4 * 4;
 
   void reserve(std::size_t rest) {
-    if (out_.size() - used_ < rest + longest) out_.resize(out_.size() + rest + out_.size() / 2 + longest);
+    if (out_.size() - used_ < rest + longest)
+      out_.resize(out_.size() + rest + out_.size() / 2 + longest);
   }
 
   std::size_t copy_ascii(std::size_t i) {
@@ -221,15 +225,15 @@ class Normalizer::Pass {
       if (index % 28 != 0) order(0x11A7 + index % 28);
       return;
     }
-    const Decomposition* entry = std::lower_bound(
-        std::begin(decompositions), std::end(decompositions), c,
-        [](const Decomposition& item, char32_t x) { return item.from < x; });
+    const Decomposition* entry =
+        std::lower_bound(std::begin(decompositions), std::end(decompositions), c,
+                         [](const Decomposition& item, char32_t x) { return item.from < x; });
     for (const char32_t* part = entry->to; part != std::end(entry->to) && *part != 0; ++part)
       order(*part);
   }
 
-  // Marks between two starters are sorted by combining class, stably, before some are stripped. Stripping
-  // first gives the same order, except that a stripped starter still ends the run.
+  // Marks between two starters are sorted by combining class, stably, before some are stripped.
+  // Stripping first gives the same order, except that a stripped starter still ends the run.
   void order(char32_t c) {
     const CharacterClass classes = table_[c];
     const bool moves = steps_.decompose && (classes & character_class::reorders) != 0;
@@ -292,8 +296,9 @@ void Normalizer::append(std::string_view text, std::string& out) const {
 }
 
 std::string unicode_table_versions() {
-  return std::string("control, nonspacing mark, punctuation: Unicode 8.0; decomposition: 9.0; "
-                     "lower case: 17.0 (measured from ") +
+  return std::string(
+             "control, nonspacing mark, punctuation: Unicode 8.0; decomposition: 9.0; "
+             "lower case: 17.0 (measured from ") +
          table_source + ")";
 }
 

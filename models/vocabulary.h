@@ -1,6 +1,6 @@
 // Token strings and their ids: lookup both ways, and the longest token at the start of a text.
-// A hash table with linear probing; the hash runs byte by byte, so all prefixes of a word cost one pass, and
-// a token is compared with the word only when 32 further bits of its hash agree.
+// A hash table with linear probing; the hash runs byte by byte, so all prefixes of a word cost one
+// pass, and a token is compared with the word only when 32 further bits of its hash agree.
 #pragma once
 
 #include "runtime/shape.h"
@@ -36,8 +36,8 @@ class Vocabulary {
   std::optional<std::int32_t> find(std::string_view token) const;
   std::optional<std::string_view> token(std::int32_t id) const;
 
-  // The longest token that begins `rest` (when `continued`: that is the prefix followed by a beginning of
-  // `rest`), of at least one byte.
+  // The longest token that begins `rest` (when `continued`: that is the prefix followed by a
+  // beginning of `rest`), of at least one byte.
   std::optional<Match> longest(std::string_view rest, bool continued, Scratch& scratch) const;
 
  private:

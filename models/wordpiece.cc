@@ -1,5 +1,6 @@
-// Reads BERT tokenizers: tokenizer.json, or vocab.txt with its two small companions. Every component that is
-// not supported is refused by its name; none is skipped, because a nearly right tokenizer is a wrong one.
+// Reads BERT tokenizers: tokenizer.json, or vocab.txt with its two small companions. Every
+// component that is not supported is refused by its name; none is skipped, because a nearly right
+// tokenizer is a wrong one.
 #include "models/wordpiece_model.h"
 #include "runtime/file.h"
 
@@ -20,23 +21,29 @@ constexpr int deepest_json = 32;
 constexpr std::size_t most_json_values = 3 * Vocabulary::largest_count;
 constexpr int deepest_sequence = 8;
 
-// Runs `read`; what nlohmann throws (a wrong type, a missing key) becomes an error that names the file.
+// Runs `read`; what nlohmann throws (a wrong type, a missing key) becomes an error that names the
+// file.
 template <class F>
 auto reading(const std::string& path, F read) {
   try {
     return read();
   } catch (const Json::exception& error) {
-    fail(Fault::bad_data, "{}: not as a tokenizer file should be: {}", path, error.what());
+    std::string why;  // quotes the file: may be long, or not UTF-8
+    Normalizer(NormalizerSteps{}).append(std::string_view(error.what()).substr(0, 200), why);
+    fail(Fault::bad_data, "{}: not a valid tokenizer file: {}", path, why);
   }
 }
 
-std::string shown(const Json& json) { return json.dump().substr(0, 60); }
+std::string shown(const Json& json) {
+  return json.dump().substr(0, 60);
+}
 
 Json parse_json(const std::string& path) {
   const std::string text = read_text_file(path, largest_file);
   std::size_t values = 0;
   auto bounded = [&](int depth, Json::parse_event_t, Json&) {
-    if (depth > deepest_json) fail(Fault::bad_data, "{}: JSON nested over {} deep", path, deepest_json);
+    if (depth > deepest_json)
+      fail(Fault::bad_data, "{}: JSON nested over {} deep", path, deepest_json);
     if (++values > most_json_values)
       fail(Fault::bad_data, "{}: more than {} JSON values", path, most_json_values);
     return true;
@@ -71,7 +78,8 @@ std::string type_of(const Json& component) {
                          const char* supported) {
   fail(Fault::bad_data,
        "{}: {} \"{}\" is not supported (supported: {}).\n"
-       "A tokenizer must be exact, so the model is refused; use one with a BERT WordPiece tokenizer.",
+       "A tokenizer must be exact, so the model is refused; use one with a BERT WordPiece "
+       "tokenizer.",
        path, part, name, supported);
 }
 
@@ -94,8 +102,9 @@ void read_normalizer(const Json& json, const std::string& path, int depth, WordP
     steps.lowercase = get_or(json, "lowercase", true);
     steps.decompose = get_or(json, "strip_accents", steps.lowercase);
     if (steps.decompose) steps.strip = character_class::nonspacing_mark;
-    chain = fmt::format("{}(clean_text={}, handle_chinese_chars={}, strip_accents={}, lowercase={})", type,
-                        steps.clean, steps.space_chinese, steps.decompose, steps.lowercase);
+    chain =
+        fmt::format("{}(clean_text={}, handle_chinese_chars={}, strip_accents={}, lowercase={})",
+                    type, steps.clean, steps.space_chinese, steps.decompose, steps.lowercase);
   } else if (type == "Lowercase") {
     steps.lowercase = true;
   } else if (type == "NFD") {
@@ -112,7 +121,8 @@ void read_normalizer(const Json& json, const std::string& path, int depth, WordP
   parts.chain += chain + " > ";
 }
 
-void read_pre_tokenizer(const Json& json, const std::string& path, int depth, WordPieceParts& parts) {
+void read_pre_tokenizer(const Json& json, const std::string& path, int depth,
+                        WordPieceParts& parts) {
   const std::string type = type_of(json);
   if (type == "Sequence" && depth < deepest_sequence && !json.at("pretokenizers").empty()) {
     for (const Json& item : json.at("pretokenizers"))
@@ -192,7 +202,8 @@ Template read_template(const Json& json, const Json& specials, const std::string
   }
   const bool pair = which == std::string_view("pair");
   if (first != 1 || second != (pair ? 1 : 0))
-    fail(Fault::bad_data, "{}: the {} template must hold each of its texts exactly once", path, which);
+    fail(Fault::bad_data, "{}: the {} template must hold each of its texts exactly once", path,
+         which);
   const bool plain = std::all_of(frame.begin(), frame.end(),
                                  [](const TemplatePiece& piece) { return piece.type == 0; });
   if (!pair && !plain)
@@ -289,7 +300,8 @@ WordPieceParts bert_parts(const std::vector<std::pair<std::string, std::int32_t>
   parts.mask = options.mask;
   const auto cls = parts.vocabulary.find(options.cls), sep = parts.vocabulary.find(options.sep);
   if (!cls || !sep)
-    fail(Fault::bad_data, "{}: the vocabulary lacks \"{}\"", source, cls ? options.sep : options.cls);
+    fail(Fault::bad_data, "{}: the vocabulary lacks \"{}\"", source,
+         cls ? options.sep : options.cls);
   parts.single = bert_template(*cls, *sep, false);
   parts.pair = bert_template(*cls, *sep, true);
   for (const std::string& name : {options.pad, options.unk, options.cls, options.sep, options.mask})
@@ -306,8 +318,7 @@ std::vector<std::pair<std::string, std::int32_t>> read_vocabulary_lines(const st
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
     std::string_view line = std::string_view(text).substr(begin, end - begin);
-    if (!is_valid_utf8(line))
-      fail(Fault::bad_data, "{}:{}: not UTF-8", path, tokens.size() + 1);
+    if (!is_valid_utf8(line)) fail(Fault::bad_data, "{}:{}: not UTF-8", path, tokens.size() + 1);
     while (!line.empty()) {
       const char32_t last = decode_utf8_before(line, line.size());
       if ((characters()[last] & character_class::white_space) == 0) break;
@@ -323,9 +334,9 @@ std::vector<std::pair<std::string, std::int32_t>> read_vocabulary_lines(const st
 
 void check_tokenizer_class(const Json& config, const std::string& path) {
   constexpr std::array<std::string_view, 11> plain{
-      "BertTokenizer",      "BertTokenizerFast",       "DistilBertTokenizer",
-      "ElectraTokenizer",   "DistilBertTokenizerFast", "ElectraTokenizerFast",
-      "RetriBertTokenizer", "RetriBertTokenizerFast",  "MobileBertTokenizer",
+      "BertTokenizer",           "BertTokenizerFast",       "DistilBertTokenizer",
+      "ElectraTokenizer",        "DistilBertTokenizerFast", "ElectraTokenizerFast",
+      "RetriBertTokenizer",      "RetriBertTokenizerFast",  "MobileBertTokenizer",
       "MobileBertTokenizerFast", "PreTrainedTokenizerFast"};
   const auto name = get_or<std::string>(config, "tokenizer_class", "BertTokenizer");
   if (std::find(plain.begin(), plain.end(), name) == plain.end())
@@ -341,7 +352,8 @@ void add_extra_tokens(const std::string& directory, const Json& map, const Json&
   const std::string added_path = directory + "/added_tokens.json";
   const Json added = parse_json_if_there(added_path);
   for (const auto& item : added.items()) {
-    AddedToken token{item.key(), read_id(item.value(), added_path), false, false, false, false, true};
+    AddedToken token{item.key(), read_id(item.value(), added_path), false, false, false, false,
+                     true};
     extra[item.key()] = token;
   }
   for (const Json* file : {&map, &config}) {
@@ -349,7 +361,8 @@ void add_extra_tokens(const std::string& directory, const Json& map, const Json&
       std::string name;
       read_role(Json{{"name", item}}, "name", name);
       const auto known = extra.find(name);
-      const auto id = known != extra.end() ? std::optional(known->second.id) : parts.vocabulary.find(name);
+      const auto id =
+          known != extra.end() ? std::optional(known->second.id) : parts.vocabulary.find(name);
       if (!id)
         fail(Fault::bad_data, "{}: additional special token \"{}\" is not in the vocabulary",
              parts.source, name);
@@ -364,9 +377,9 @@ void add_extra_tokens(const std::string& directory, const Json& map, const Json&
     extra[token.content] = token;
   }
   for (auto& entry : extra) {
-    const auto same = std::find_if(parts.added.begin(), parts.added.end(), [&](const AddedToken& token) {
-      return token.content == entry.first;
-    });
+    const auto same =
+        std::find_if(parts.added.begin(), parts.added.end(),
+                     [&](const AddedToken& token) { return token.content == entry.first; });
     if (same != parts.added.end()) {
       *same = entry.second;
     } else {

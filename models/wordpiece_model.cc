@@ -1,6 +1,6 @@
-// WordPiece, section 6 of the formats: added tokens are cut out, the rest is normalised, split at white space
-// and punctuation, and each word is covered greedily by the longest tokens ("##" continues a word). A word that
-// cannot be covered, or is too long, is one unknown token.
+// WordPiece, section 6 of the formats: added tokens are cut out, the rest is normalised, split at
+// white space and punctuation, and each word is covered greedily by the longest tokens ("##"
+// continues a word). A word that cannot be covered, or is too long, is one unknown token.
 #include "models/wordpiece_model.h"
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 namespace moe {
 namespace {
 
-// Text is normalised in blocks of about this size, cut at a blank: they stay in the L1 cache, and a text of
-// megabytes costs no more than the tokens that fit.
+// Text is normalised in blocks of about this size, cut at a blank: they stay in the L1 cache, and a
+// text of megabytes costs no more than the tokens that fit.
 constexpr std::size_t block_bytes = 2048;
 
 std::size_t block_end(std::string_view text, std::size_t begin) {
@@ -30,9 +30,18 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
 
 // The reference's list, in its order; applied to each token with its leading blank.
 void clean_up_token(std::string& text) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 11> rules{{
-      {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"},
-      {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}}};
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 11> rules{
+      {{" .", "."},
+       {" ?", "?"},
+       {" !", "!"},
+       {" ,", ","},
+       {" ' ", "'"},
+       {" n't", "n't"},
+       {" 'm", "'m"},
+       {" do not", " don't"},
+       {" 's", "'s"},
+       {" 've", "'ve"},
+       {" 're", "'re"}}};
   for (const auto& rule : rules) replace_all(text, rule.first, rule.second);
 }
 
@@ -98,6 +107,12 @@ WordPiece::WordPiece(WordPieceParts parts) : parts_(std::move(parts)) {
   size_ = parts_.vocabulary.size();
   for (const AddedToken& token : parts_.added) add(token);
 
+  for (const Template* frame : {&parts_.single, &parts_.pair})
+    for (const TemplatePiece& piece : *frame)
+      for (const std::int32_t id : piece.ids)
+        if (!token(id))
+          fail(Fault::bad_data, "{}: the post-processor adds id {}, which no token has", where, id);
+
   std::vector<AddedToken> raw, normal;
   Work work{0, {}, {}, {}, {}};
   for (auto& entry : added_) {
@@ -121,7 +136,9 @@ WordPiece::WordPiece(WordPieceParts parts) : parts_(std::move(parts)) {
   for (char32_t c = 0; c < ascii_.size(); ++c) {
     const CharacterClass classes = table_[c];
     const bool alone = parts_.split_punctuation && (classes & character_class::punctuation) != 0;
-    ascii_[c] = (classes & character_class::white_space) != 0 ? white : alone ? punctuation : in_word;
+    ascii_[c] = (classes & character_class::white_space) != 0 ? white
+                : alone                                       ? punctuation
+                                                              : in_word;
   }
   special_ = {id(parts_.cls), id(parts_.sep), id(parts_.pad), unknown, id(parts_.mask)};
 }
@@ -148,8 +165,8 @@ void WordPiece::cover(std::string_view word, Work& work) const {
   const std::size_t first_id = work.ids.size();
   // A character has at least one byte, so only long words need counting.
   bool bad = word.size() > parts_.longest_word &&
-             static_cast<std::size_t>(word.size() -
-                                      std::count_if(word.begin(), word.end(), is_utf8_continuation)) >
+             static_cast<std::size_t>(
+                 word.size() - std::count_if(word.begin(), word.end(), is_utf8_continuation)) >
                  parts_.longest_word;
   for (std::size_t at = 0; at < word.size() && !bad;) {
     const auto match = parts_.vocabulary.longest(word.substr(at), at > 0, work.scratch);
@@ -166,8 +183,7 @@ void WordPiece::cover(std::string_view word, Work& work) const {
 // Words of normalised text: white space separates, punctuation stands alone.
 void WordPiece::split(std::string_view normal, Work& work) const {
   constexpr CharacterClass splits = character_class::white_space | character_class::punctuation;
-  const CharacterClass boundary =
-      parts_.split_punctuation ? splits : character_class::white_space;
+  const CharacterClass boundary = parts_.split_punctuation ? splits : character_class::white_space;
   std::size_t begin = 0;
   for (std::size_t at = 0; at < normal.size() && !work.full();) {
     const std::size_t start = at;
@@ -248,8 +264,8 @@ std::vector<std::int32_t> WordPiece::tokens_of(std::string_view text, Index limi
 Index WordPiece::room(const Template& frame, Index max_length) const {
   Index taken = 0;
   for (const TemplatePiece& piece : frame) taken += static_cast<Index>(piece.ids.size());
-  check(max_length >= taken, "tokenizer: a length limit of {} has no room for the {} special tokens",
-        max_length, taken);
+  check(max_length >= taken,
+        "tokenizer: a length limit of {} has no room for the {} special tokens", max_length, taken);
   return max_length - taken;
 }
 
@@ -271,8 +287,8 @@ std::vector<std::int32_t> WordPiece::encode(std::string_view text, Index max_len
 
 Encoded WordPiece::encode_pair(std::string_view a, std::string_view b, Index max_length) const {
   const Index limit = room(parts_.pair, max_length);
-  // What lies behind the whole room cannot change the result, except which text is the longer one: that
-  // decides who gets the odd token when both are halved.
+  // What lies behind the whole room cannot change the result, except which text is the longer one:
+  // that decides who gets the odd token when both are halved.
   std::vector<std::int32_t> first = tokens_of(a, limit), second = tokens_of(b, limit);
   if (limit % 2 == 1 && std::min(std::ssize(first), std::ssize(second)) == limit) {
     first = tokens_of(a, unlimited);

@@ -27,11 +27,12 @@ struct WordPieceParts {
   std::vector<Normalizer> normalizers;
   bool split_punctuation = true;  // else at white space only
   Vocabulary vocabulary;
-  std::string unknown;  // token for words without a match
+  std::string unknown;             // token for words without a match
   std::size_t longest_word = 100;  // characters; longer words are unknown
   std::vector<AddedToken> added;   // ids equal the vocabulary's where it has the token
   Template single, pair;
-  bool join_pieces = true;  // decoding: glue pieces with continuation_prefix, else blanks between all
+  bool join_pieces =
+      true;  // decoding: glue pieces with continuation_prefix, else blanks between all
   std::string continuation_prefix;
   bool clean_up = true;  // decoding: no blank before punctuation and contractions
   std::string cls = "[CLS]", sep = "[SEP]", pad = "[PAD]", mask = "[MASK]";

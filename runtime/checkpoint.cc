@@ -56,9 +56,10 @@ std::string hash_of_file(const std::string& path, std::size_t* size) {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
-Index whole_number(const nlohmann::json& object, const char* key) {
+Index whole_number(const nlohmann::json& object, const char* key, const std::string& path) {
   const auto& value = object.at(key);
-  if (!value.is_number_integer()) fail(Fault::bad_data, "{} is not a whole number", key);
+  if (!value.is_number_integer())
+    fail(Fault::bad_data, "{}: \"{}\" is not a whole number.", path, key);
   return value.get<Index>();
 }
 
@@ -76,13 +77,14 @@ Manifest read_manifest(const std::string& directory) {
   nlohmann::json root = parse_json(read_text_file(path, largest_manifest), path);
   Manifest manifest;
   try {
-    if (whole_number(root, "version") != manifest_version)
+    if (whole_number(root, "version", path) != manifest_version)
       fail(Fault::bad_data, "{}: version {} of the checkpoint format; this program reads {}.", path,
            root.at("version").dump(), manifest_version);
-    manifest.step = whole_number(root, "step");
+    manifest.step = whole_number(root, "step", path);
     for (const auto& file : root.at("files"))
       manifest.files.push_back({file.at("name").get<std::string>(),
-                                file.at("xxh3").get<std::string>(), whole_number(file, "bytes")});
+                                file.at("xxh3").get<std::string>(),
+                                whole_number(file, "bytes", path)});
   } catch (const nlohmann::json::exception& error) {
     fail(Fault::bad_data, "{}: not the manifest of a checkpoint: {}", path,
          in_quotes(error.what()));
@@ -112,8 +114,7 @@ void verify(const std::string& directory, const Manifest& manifest) {
 }
 
 struct Found {
-  std::string directory,
-      fallback;  // checkpoint-STEP and checkpoint-STEP.replaced; either may be empty
+  std::string directory, fallback, leftover;  // checkpoint-STEP, .replaced, .partial; or empty
 };
 
 std::map<Index, Found> find_folders(const std::string& run_directory) {
@@ -128,8 +129,7 @@ std::map<Index, Found> find_folders(const std::string& run_directory) {
         std::from_chars(name.data() + prefix.size(), name.data() + name.size(), step);
     if (status != std::errc() || step < 0) continue;
     Found& here = found[step];
-    std::string bare =
-        std::string(prefix) + std::to_string(step);  // "checkpoint-007" is none of ours
+    std::string bare = fmt::format("{}{}", prefix, step);  // "checkpoint-007" is none of ours
     std::string* place = name == bare              ? &here.directory
                          : name == bare + replaced ? &here.fallback
                          : name == bare + partial  ? &here.leftover

@@ -5,6 +5,8 @@
 
 #include "runtime/file.h"
 
+#include <utility>
+
 namespace moe {
 
 class Descriptor {
@@ -12,7 +14,10 @@ class Descriptor {
   explicit Descriptor(int value) : value_(value) {}
   ~Descriptor();
   Descriptor(Descriptor&& other) noexcept : value_(other.release()) {}
-  Descriptor& operator=(Descriptor&&) = delete;
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(value_, other.value_);
+    return *this;
+  }
   int get() const { return value_; }
   int release() {
     int value = value_;

@@ -345,7 +345,7 @@ TEST_F(DatasetTest, Npl) {
 TEST_F(DatasetTest, Squad) {
   auto path =
       put("dev-v2.0.json", R"({"version": "v2.0", "data": [{"title": "Normans", "paragraphs": [
-      {"context": "First.", "qas": [{"question": "Who?", "id": "a", "answers": [], "is_impossible": false},
+      {"context": "First.", "qas": [{"question": "Who?", "id": "a", "is_impossible": false},
                                     {"question": "Not?", "id": "b", "is_impossible": true}]},
       {"context": "Second.", "qas": [{"question": "What?", "id": "c"}]}]}]})");
   for (const auto& place : {folder_, path}) {

@@ -97,6 +97,8 @@ TEST(Metrics, DenominatorsCountAllRelevant) {
   EXPECT_NEAR(value(qrels, run, "P@10"), 2.0 / 10, 1e-15);  // though only 4 were retrieved
   EXPECT_EQ(value(qrels, run, "Success@1"), 1);
   EXPECT_EQ(value(qrels, {{"q", {}}}, "nDCG@10"), 0);
+  for (const char* metric : {"nDCG@10", "MAP", "MRR", "Recall@10", "P@10", "Success@10"})
+    EXPECT_EQ(value({{"q", {{"d0", -1}, {"d1", -2}}}}, run, metric), 0) << metric;
 }
 
 TEST(Metrics, RelevanceLevelLeavesGainsAlone) {

@@ -20,6 +20,13 @@ const std::vector<OpCase>& op_cases() {
   return all;
 }
 
+std::vector<OpCase> op_cases_where(const std::function<bool(const OpCase&)>& holds) {
+  std::vector<OpCase> list;
+  for (const OpCase& c : op_cases())
+    if (holds(c)) list.push_back(c);
+  return list;
+}
+
 std::vector<Sizes> small_matrices() {
   return {{.rows = 1, .cols = 1}, {.rows = 2, .cols = 3}, {.rows = 3, .cols = 7}};
 }

@@ -28,11 +28,14 @@ struct OpCase {
   // Absolute floor of parity, in units of 2^-24 of the largest element: sums in another order than the
   // reference's differ by some.
   double floor = 16;
+  // The size of the terms a result is the small difference of, where that is more than the result itself.
+  double terms = 1e-3;
 
   std::string op() const { return name.substr(0, name.find('/')); }
 };
 
 const std::vector<OpCase>& op_cases();
+std::vector<OpCase> op_cases_where(const std::function<bool(const OpCase&)>& holds);
 
 // The families, one file each.
 std::vector<OpCase> pointwise_cases();

@@ -60,7 +60,7 @@ Tensor attend_by_parts(Inputs& in, Flags flags) {
   Index heads = in.out(), size = heads * in.cols(), key_rows = 0;
   for (auto n : key_lengths) key_rows += n;
   Tensor q = in.x("q", {in.rows(), size}), k = in.keys("k", {key_rows, size}),
-         v = in.keys("v", {key_rows, size}), sum;
+         v = in.keys("v", {key_rows, size}), sum = zeros(q.shape(), q.dtype(), q.device());
   auto dense = [&](std::vector<double> values, const Shape& shape) {
     return tensor_of(values, shape, q.dtype(), q.device());
   };
@@ -89,7 +89,7 @@ Tensor attend_by_parts(Inputs& in, Flags flags) {
       for (Index i = 0; i < queries; ++i) rows[static_cast<std::size_t>((begin + i) * queries + i)] = 1;
       Tensor wide_turned = matmul_nt(dense(columns, {size, in.cols()}), y);       // (size, queries)
       Tensor placed = matmul_nt(dense(rows, {in.rows(), queries}), wide_turned);  // (rows, size)
-      sum = sum ? add(sum, placed) : placed;
+      sum = add(sum, placed);
     }
     begin = end;
     key_begin = key_end;

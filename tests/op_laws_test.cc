@@ -17,13 +17,17 @@ class Laws : public ::testing::TestWithParam<OpCase> {
   void TearDown() override { set_threads(2); }
 };
 
+class RowLaws : public Laws {};
+class TextLaws : public Laws {};
+
 const Placement on_cpu{.device = Device::cpu, .dtype = DType::f32};
 const Placement on_reference{.device = Device::reference, .dtype = DType::f64};
 
-std::vector<Sizes> all_sizes(const OpCase& c) {
+// Large sizes are for what splits work among threads; the reference does not, and is slow.
+std::vector<Sizes> sizes_for(const OpCase& c, const Placement& placement) {
   std::vector<Sizes> all = c.small;
   all.insert(all.end(), c.sweep.begin(), c.sweep.end());
-  all.insert(all.end(), c.large.begin(), c.large.end());
+  if (placement.device != Device::reference) all.insert(all.end(), c.large.begin(), c.large.end());
   return all;
 }
 
@@ -35,14 +39,16 @@ std::vector<double> rows_of(const std::vector<double>& values, Index cols, Index
 TEST_P(Laws, TwoBackwardPassesGiveTwice) {
   const OpCase& c = GetParam();
   for (const Placement& placement : {on_reference, on_cpu})
-    for (const Sizes& sizes : all_sizes(c)) {
+    for (const Sizes& sizes : sizes_for(c, placement)) {
       SCOPED_TRACE(fmt::format("{} {}", placement.device, describe(sizes)));
       Inputs once_in(placement, sizes), twice_in(placement, sizes);
       Outcome once = run(c.call, once_in, 1), twice = run(c.call, twice_in, 2);
+      // The reference carries sums in double, and some start from the old value: exact in float, not in double.
+      bool exact = placement.dtype == DType::f32 && !c.scatters;
       double unit = placement.dtype == DType::f64 ? 0x1p-53 : 0x1p-24;
       for (auto& [name, gradient] : once.gradients) {
         for (double& g : gradient) g *= 2;
-        double allowed = c.scatters ? c.floor * unit * std::max(largest(gradient), 1e-3) : 0;
+        double allowed = exact ? 0 : c.floor * unit * std::max(largest(gradient), c.terms);
         EXPECT_LE(distance(gradient, twice.gradients[name]), allowed) << "gradient of " << name;
       }
     }
@@ -50,7 +56,7 @@ TEST_P(Laws, TwoBackwardPassesGiveTwice) {
 
 TEST_P(Laws, ThreadsDoNotMatter) {
   const OpCase& c = GetParam();
-  for (const Sizes& sizes : all_sizes(c)) {
+  for (const Sizes& sizes : sizes_for(c, on_cpu)) {
     set_threads(1);
     Inputs alone(on_cpu, sizes);
     Outcome one = run(c.call, alone);
@@ -63,9 +69,8 @@ TEST_P(Laws, ThreadsDoNotMatter) {
 }
 
 // Rows 37 .. of a batch of 64, recomputed alone and among 2 and 15.
-TEST_P(Laws, OtherRowsDoNotMatter) {
+TEST_P(RowLaws, OtherRowsDoNotMatter) {
   const OpCase& c = GetParam();
-  if (!c.row_wise) GTEST_SKIP() << "a row's result depends on others";
   std::vector<Sizes> widths = {c.sweep.front(), c.sweep.back()};
   widths.insert(widths.end(), c.large.begin(), c.large.end());
   on_every_level([&](const std::string& level) {
@@ -91,11 +96,10 @@ TEST_P(Laws, OtherRowsDoNotMatter) {
 }
 
 // Every text of a ragged batch, recomputed alone.
-TEST_P(Laws, OtherTextsDoNotMatter) {
+TEST_P(TextLaws, OtherTextsDoNotMatter) {
   const OpCase& c = GetParam();
-  if (!c.text_wise) GTEST_SKIP() << "no texts";
   on_every_level([&](const std::string& level) {
-    for (const Sizes& sizes : all_sizes(c)) {
+    for (const Sizes& sizes : sizes_for(c, on_cpu)) {
       Inputs batch(on_cpu, sizes);
       Outcome whole = run(c.call, batch);
       bool pooled = whole.shape.rows() == static_cast<Index>(sizes.lengths.size());
@@ -129,7 +133,7 @@ TEST_P(Laws, OtherTextsDoNotMatter) {
 TEST_P(Laws, ViewsAreAsGood) {
   const OpCase& c = GetParam();
   for (Placement placement : {on_reference, on_cpu})
-    for (const Sizes& sizes : all_sizes(c)) {
+    for (const Sizes& sizes : sizes_for(c, placement)) {
       std::string where = fmt::format("{} {}", placement.device, describe(sizes));
       placement.embedded = false;
       Inputs whole(placement, sizes);
@@ -144,7 +148,7 @@ TEST_P(Laws, ViewsAreAsGood) {
 TEST_P(Laws, FrozenInputsCostNothing) {
   const OpCase& c = GetParam();
   for (Placement placement : {on_reference, on_cpu})
-    for (const Sizes& sizes : all_sizes(c)) {
+    for (const Sizes& sizes : sizes_for(c, placement)) {
       placement.frozen = "";
       Inputs free_in(placement, sizes);
       Outcome free = run(c.call, free_in);
@@ -162,7 +166,7 @@ TEST_P(Laws, FrozenInputsCostNothing) {
 TEST_P(Laws, InferenceGivesTheSame) {
   const OpCase& c = GetParam();
   for (const Placement& placement : {on_reference, on_cpu})
-    for (const Sizes& sizes : all_sizes(c)) {
+    for (const Sizes& sizes : sizes_for(c, placement)) {
       Inputs trained(placement, sizes), inferred(placement, sizes);
       Outcome a = run(c.call, trained, 1), b = run(c.call, inferred, 0);
       EXPECT_TRUE(b.gradients.empty());
@@ -173,7 +177,7 @@ TEST_P(Laws, InferenceGivesTheSame) {
 TEST_P(Laws, NothingIsLeftUnwritten) {
   const OpCase& c = GetParam();
   for (const Placement& placement : {on_reference, on_cpu})
-    for (const Sizes& sizes : all_sizes(c)) {
+    for (const Sizes& sizes : sizes_for(c, placement)) {
       Inputs in(placement, sizes);
       Outcome outcome = run(c.call, in);
       auto finite = [](const std::vector<double>& values) {
@@ -186,6 +190,12 @@ TEST_P(Laws, NothingIsLeftUnwritten) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, Laws, ::testing::ValuesIn(op_cases()),
+                         [](const auto& one) { return test_name(one.param); });
+INSTANTIATE_TEST_SUITE_P(Ops, RowLaws,
+                         ::testing::ValuesIn(op_cases_where([](const OpCase& c) { return c.row_wise; })),
+                         [](const auto& one) { return test_name(one.param); });
+INSTANTIATE_TEST_SUITE_P(Ops, TextLaws,
+                         ::testing::ValuesIn(op_cases_where([](const OpCase& c) { return c.text_wise; })),
                          [](const auto& one) { return test_name(one.param); });
 
 }  // namespace

@@ -1,8 +1,8 @@
-// BM25, the lexical baseline (Robertson and Zaragoza, 2009, with the always positive idf of
-// Lucene):
+// BM25, the lexical baseline (Robertson and Zaragoza, 2009, with Lucene's idf, which is never
+// negative), N documents, df of them with the term, tf times in document d:
 //   score(q, d) = sum over the terms t of q, repeated ones counted again, of
-//                 idf(t) tf / (tf + k1 (1 - b + b length(d) / mean length)),  idf = ln(1 + (N - df
-//                 + .5) / (df + .5))
+//                 idf(t) tf / (tf + k1 (1 - b + b length(d) / mean length))
+//   idf(t)      = ln(1 + (N - df + .5) / (df + .5))
 // Terms are the runs of [a-z0-9] in the lower-cased text (ASCII); no stemming, no stop words.
 #pragma once
 
@@ -22,6 +22,7 @@ struct Bm25Options {
 
 class Bm25 {
  public:
+  // `documents` must outlive the index, which keeps a reference to their ids.
   explicit Bm25(const std::vector<Document>& documents, const Bm25Options& options = {});
 
   struct Hit {

@@ -1,9 +1,10 @@
 // Documents and queries of a collection, one after the other, in bounded memory: what embedding a
 // corpus larger than memory needs. Every document has a line and a byte offset, and reading can
 // resume there.
-//   JSON lines   {"_id": ..., "title": ..., "text": ...}; also id, docid and document_text,
-//   contents TSV          id <tab> text (MS MARCO) SMART        .I id, .T title, .W text
-//   (cranfield); other sections are skipped npl          id line, text lines, a line "/"
+//   JSON lines   {"_id": ..., "title": ..., "text": ...}; also id, docid, contents
+//   TSV          id <tab> text (MS MARCO)
+//   SMART        .I id, .T title, .W text (cranfield); other sections are skipped
+//   npl          id line, text lines, a line "/"
 #pragma once
 
 #include "tools/json_lines.h"

@@ -1,11 +1,12 @@
-// A retrieval collection in memory: documents, queries and judgements by split, from any known
-// folder layout.
+// A retrieval collection in memory: documents, queries and judgements by split, from a folder in
+// any of these layouts.
 //   BEIR          corpus.jsonl, queries.jsonl (all splits), qrels/{train,dev,test}.tsv
-//   MS MARCO      collection.tsv, queries.SPLIT.tsv, qrels.SPLIT.tsv (also SPLIT = dev.small, read
-//   as dev) multi-domain  collection.jsonl, {train,val,test}/queries.jsonl with rel_doc_ids or
-//   beside qrels.json cranfield     cran.all.1400, cran.qry, cranqrel      npl   doc-text,
-//   query-text, rlv-ass SQuAD v2      dev-v2.0.json or train-v2.0.json: paragraphs and their
-//   answerable questions
+//   MS MARCO      collection.tsv, queries.SPLIT.tsv, qrels.SPLIT.tsv; dev.small is read as dev
+//   multi-domain  collection.jsonl, {train,val,test}/queries.jsonl holding rel_doc_ids, which a
+//                 qrels.json beside them replaces; val is read as dev
+//   cranfield     cran.all.1400, cran.qry, cranqrel
+//   npl           doc-text, query-text, rlv-ass
+//   SQuAD v2      dev-v2.0.json or train-v2.0.json: paragraphs and their answerable questions
 // Every text file may be .gz. Sets without a split of their own (cranfield, npl, SQuAD's dev file)
 // are "test".
 #pragma once
@@ -48,7 +49,7 @@ struct Collection {
   IdIndex document_index, query_index;
 };
 
-// Fails: missing files, malformed lines, duplicate ids (with both lines). Warns with counts:
+// Fails: missing files, malformed lines, duplicate ids. Warns with counts:
 // judgements that name unknown documents or queries (they stay: trec_eval's ideal ranking counts
 // them), empty documents.
 Collection load_collection(const std::filesystem::path& path, const LoadOptions& options = {});

@@ -1,14 +1,15 @@
-// Retrieval measures by the rules of trec_eval (specs: Buckley's trec_eval 9.0.8 and 10).
-//   order      score descending, then document id descending byte by byte; the rank column plays no
-//   part relevant   grade >= relevance_level (default 1); unjudged or negative = not relevant
+// Retrieval measures by the rules of trec_eval (Buckley; versions 9.0.8 and 10).
+//   order      score descending, then document id descending byte by byte; the rank column plays
+//              no part
+//   relevant   grade >= relevance_level (default 1); unjudged or negative = not relevant
 //   nDCG@k     sum over ranks i <= k of gain / log2(i + 1), over the same sum of the ideal order of
-//   *all* judged
-//              documents; gain = grade, or 2^grade - 1; independent of relevance_level
-//   MAP@k      sum of the precisions at relevant ranks <= k, over the number of *all* relevant
-//   documents Recall@k   relevant ones within k, over all relevant      P@k        the same, over k
-//   MRR@k      1 / rank of the first relevant one within k    Success@k  1 when there is one within
-//   k mean       over all judged queries; missing from the run or without relevant documents counts
-//   0
+//              *all* judged documents; gain = grade, or 2^grade - 1; relevance_level plays no part
+//   MAP@k      sum of the precisions at relevant ranks <= k, over the number of *all* relevant ones
+//   Recall@k   relevant ones within k, over all relevant ones
+//   P@k        relevant ones within k, over k
+//   MRR@k      1 / rank of the first relevant one within k
+//   Success@k  1 when there is a relevant one within k
+//   mean       over all judged queries; one missing from the run or without relevant documents is 0
 #pragma once
 
 #include "tools/qrels.h"

@@ -1,6 +1,8 @@
-// numpy's .npy, version 1.0, for matrices of embeddings: "\x93NUMPY" 1 0, u16 header length, a Python dict
-// {'descr': '<f4', 'fortran_order': False, 'shape': (rows, cols), }, then the rows, C order, little-endian.
-// Read: f32, f16, i8, u8 of one or two dimensions. Written: f32. Object arrays (pickles) are refused.
+// numpy's .npy, version 1.0, for matrices of embeddings: "\x93NUMPY" 1 0, u16 header length, a
+// Python dict
+// {'descr': '<f4', 'fortran_order': False, 'shape': (rows, cols), }, then the rows, C order,
+// little-endian. Read: f32, f16, i8, u8 of one or two dimensions. Written: f32. Object arrays
+// (pickles) are refused.
 #pragma once
 
 #include "runtime/file_calls.h"
@@ -35,8 +37,8 @@ class NpyFile {
   const std::byte* data_ = nullptr;
 };
 
-// Writes row by row into PATH.partial, which finish() renames to PATH. save() makes what is there durable; a
-// writer opened with `resume` after a crash continues behind the last saved row.
+// Writes row by row into PATH.partial, which finish() renames to PATH. save() makes what is there
+// durable; a writer opened with `resume` after a crash continues behind the last saved row.
 class NpyWriter {
  public:
   NpyWriter(const std::string& path, Index cols, bool resume = false);

@@ -1,13 +1,15 @@
 // Relevance judgements (qrels) and rankings (runs), in the formats retrieval programs exchange.
-//   BEIR qrels    query-id <tab> corpus-id <tab> score, usually after a header line; ids may hold
-//   spaces TREC qrels    query 0 document grade          TREC run   query Q0 document rank score
-//   tag ranx          {"query": {"document": number}}
+//   BEIR qrels   query-id <tab> corpus-id <tab> score, after a header line; ids may hold blanks
+//   TREC qrels   query 0 document grade
+//   TREC run     query Q0 document rank score tag
+//   ranx         {"query": {"document": number}}, both
 // Both containers are ordered by query id, so every report and every sum has one order.
 #pragma once
 
 #include "runtime/shape.h"
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>

@@ -1,9 +1,9 @@
 // Is the difference between two runs more than luck? Tests over per-query values of one metric,
 // paired by query.
-//   t-test          t = mean(d) / (s / sqrt(n)), Student's t with n - 1 degrees of freedom,
-//   two-sided randomisation   signs of the differences d flipped at random: p = share of sign
-//   patterns whose |mean| reaches
-//                   the observed one (Fisher; Smucker, Allan, Carterette, CIKM 2007)
+//   t-test          t = mean(d) / (s / sqrt(n)), Student's t of n - 1 degrees of freedom, two-sided
+//   randomisation   signs of the differences d flipped at random; p = share of the sign patterns
+//                   whose |mean| reaches the observed one (Fisher; Smucker, Allan, Carterette,
+//                   CIKM 2007)
 // Several comparisons at once: Bonferroni, or Holm, which is never weaker.
 #pragma once
 

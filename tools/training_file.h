@@ -1,10 +1,9 @@
-// Training examples from files that carry their own positives and negatives, one JSON object a
-// line:
+// Training examples from files that carry their own positives and negatives, one JSON object a line
 //   Tevatron      query_id, query_text, positive_document_ids, negative_document_ids
 //   older form    query_id, query, positive_passages, negative_passages: [{docid, title, text}]
-//   pairs and triplets   anchor or query or question; positive, pos or answer; negative or neg:
-//   text or list of texts
-// and MS MARCO triples, three ids between tabs: query, positive, negative.
+//   pairs         anchor, query or question; positive, pos or answer: a text or a list of texts
+//   triplets      the same and negative or neg
+// or MS MARCO triples, three ids between tabs: query, positive, negative.
 #pragma once
 
 #include "tools/corpus_reader.h"

@@ -122,7 +122,8 @@ void attention_backward(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<
       }
       for (Index j = 0; dv && j < key_count; ++j) {
         double sum = 0;
-        for (Index i = 0; i < query_count; ++i) sum += pm[i * key_count + j] * head.query(dout, i)[c];
+        for (Index i = 0; i < query_count; ++i)
+          sum += pm[i * key_count + j] * head.query(dout, i)[c];
         T& to = head.key(dv, j)[c];
         to = static_cast<T>(to + sum);
       }

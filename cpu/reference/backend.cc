@@ -1,5 +1,6 @@
-// The reference backend: the kernels of this folder on the host's memory, in f32 and f64. It is the definition
-// that every fast kernel is checked against, and the only one gradients are checked on (in f64).
+// The reference backend: the kernels of this folder on the host's memory, in f32 and f64. It is the
+// definition that every fast kernel is checked against, and the only one gradients are checked on
+// (in f64).
 #include "runtime/backend.h"
 
 #include "cpu/cpu.h"
@@ -36,7 +37,9 @@ constexpr std::size_t alignment = 64;  // a cache line, and the widest vector
 void* allocate(std::size_t bytes) {
   return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
 }
-void release(void* memory, std::size_t) { std::free(memory); }
+void release(void* memory, std::size_t) {
+  std::free(memory);
+}
 
 void copy_bytes(void* to, const void* from, std::size_t bytes) {
   if (bytes > 0) std::memcpy(to, from, bytes);

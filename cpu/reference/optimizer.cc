@@ -1,4 +1,5 @@
-// Optimiser steps on f32 masters: the definition. Every gradient g is first multiplied by the clip factor.
+// Optimiser steps on f32 masters: the definition. Every gradient g is first multiplied by the clip
+// factor.
 #include "cpu/cpu.h"
 
 #include <algorithm>
@@ -9,7 +10,8 @@ namespace moe::reference {
 namespace {
 
 // m = b1 m + (1 - b1) g   v = b2 v + (1 - b2) g^2
-// p -= rate (m / c1 / (sqrt(v / c2) + eps) + decay p)                    Loshchilov, Hutter 2019, algorithm 2
+// p -= rate (m / c1 / (sqrt(v / c2) + eps) + decay p)                    Loshchilov, Hutter 2019,
+// algorithm 2
 template <class T>
 void adamw(const AdamWChunk<T>* chunks, Index count, const AdamWStep* step, double beta1,
            double beta2, double eps) {
@@ -39,7 +41,8 @@ constexpr double smallest_scale = 1e-3;  // epsilon 2: a zero parameter still mo
 constexpr double update_limit = 1;       // d: the largest root mean square of an update
 
 // v of a matrix is known by its row and column means only:
-//   row_i = b2 row_i + (1 - b2) mean_j(g^2 + eps1)   column_j alike   v_ij = row_i column_j / mean(row)
+//   row_i = b2 row_i + (1 - b2) mean_j(g^2 + eps1)   column_j alike   v_ij = row_i column_j /
+//   mean(row)
 template <class T>
 void factored_update(const AdafactorChunk<T>& c, const AdafactorStep& step, Stat<T>* u) {
   auto square = [&](Index i, Index j) {
@@ -61,7 +64,8 @@ void factored_update(const AdafactorChunk<T>& c, const AdafactorStep& step, Stat
   for (Index i = 0; i < c.rows; ++i)
     for (Index j = 0; j < c.cols; ++j) {
       double v = double{c.row[i]} * c.column[j] / mean_row;
-      u[i * c.cols + j] = static_cast<Stat<T>>(step.clip * c.gradient[i * c.cols + j] / std::sqrt(v));
+      u[i * c.cols + j] =
+          static_cast<Stat<T>>(step.clip * c.gradient[i * c.cols + j] / std::sqrt(v));
     }
 }
 
@@ -70,13 +74,15 @@ template <class T>
 void full_update(const AdafactorChunk<T>& c, const AdafactorStep& step, Stat<T>* u) {
   for (Index i = 0; i < c.rows * c.cols; ++i) {
     double g = step.clip * c.gradient[i];
-    c.full[i] = static_cast<Stat<T>>(step.beta2 * c.full[i] + (1 - step.beta2) * (g * g + tiny_square));
+    c.full[i] =
+        static_cast<Stat<T>>(step.beta2 * c.full[i] + (1 - step.beta2) * (g * g + tiny_square));
     u[i] = static_cast<Stat<T>>(g / std::sqrt(double{c.full[i]}));
   }
 }
 
 // u = g / sqrt(v) / max(1, rms(g / sqrt(v)) / d)
-// p -= rate max(eps2, rms(p)) u + rate decay p                           Shazeer, Stern 2018, algorithms 4 and 5
+// p -= rate max(eps2, rms(p)) u + rate decay p                           Shazeer, Stern 2018,
+// algorithms 4 and 5
 template <class T>
 void adafactor(const AdafactorChunk<T>& chunk, const AdafactorStep* step, Stat<T>* scratch) {
   Index count = chunk.rows * chunk.cols;
@@ -93,7 +99,8 @@ void adafactor(const AdafactorChunk<T>& chunk, const AdafactorStep* step, Stat<T
   }
 }
 
-// Blocks of 4096 summed in order, then the block sums in order: a fixed tree that threads can share.
+// Blocks of 4096 summed in order, then the block sums in order: a fixed tree that threads can
+// share.
 template <class T>
 void norm_squared(const Stat<T>* x, Index count, double* result) {
   constexpr Index block = 4096;

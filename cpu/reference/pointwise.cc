@@ -1,5 +1,5 @@
-// Element-by-element kernels: the definition. Rows of T; t counts rows, d columns. Functions and sums are
-// computed in double and rounded once, where the result is stored.
+// Element-by-element kernels: the definition. Rows of T; t counts rows, d columns. Functions and
+// sums are computed in double and rounded once, where the result is stored.
 #include "cpu/cpu.h"
 #include "cpu/reference/functions.h"
 

@@ -12,8 +12,9 @@ namespace moe::reference {
 
 namespace {
 
-// expert[t,:] = the k largest of score + bias among the allowed, best first, ties to the lowest index.
-// The sum is taken in Stat<T>, so that every backend sees the same ties. A NaN counts as minus infinity.
+// expert[t,:] = the k largest of score + bias among the allowed, best first, ties to the lowest
+// index. The sum is taken in Stat<T>, so that every backend sees the same ties. A NaN counts as
+// minus infinity.
 template <class T>
 void top_k(Rows<const T> score, const Stat<T>* bias, const std::uint8_t* allow, bool allow_rows,
            Index k, std::int32_t* expert) {
@@ -38,7 +39,8 @@ void top_k(Rows<const T> score, const Stat<T>* bias, const std::uint8_t* allow, 
 
 // The sum that renormalised weights of row t are divided by; 1 for raw ones.
 template <class T>
-double pick_sum(const T* prob, const std::int32_t* expert, Index k, bool renormalise, double floor) {
+double pick_sum(const T* prob, const std::int32_t* expert, Index k, bool renormalise,
+                double floor) {
   if (!renormalise) return 1;
   double sum = floor;
   for (Index j = 0; j < k; ++j)
@@ -87,7 +89,8 @@ void route(const std::int32_t* expert, Index rows, Index k, Index experts, std::
     if (expert[pair] >= 0) ++begin[expert[pair] + 1];
   }
   for (Index e = 0; e < experts; ++e) begin[e + 1] += begin[e];
-  // begin[e] walks to the next free row of e, which ends at the old begin[e + 1]: shifted back at the end.
+  // begin[e] walks to the next free row of e, which ends at the old begin[e + 1]: shifted back at
+  // the end.
   for (Index pair = 0; pair < rows * k; ++pair) {
     slot[pair] = expert[pair] < 0 ? -1 : begin[expert[pair]]++;
     if (slot[pair] >= 0) source[slot[pair]] = static_cast<std::int32_t>(pair / k);
@@ -98,12 +101,14 @@ void route(const std::int32_t* expert, Index rows, Index k, Index experts, std::
 
 // y[i,:] = x[source[i],:] for i < *count
 template <class T>
-void gather_rows(Rows<const T> x, const std::int32_t* source, const std::int32_t* count, Rows<T> y) {
+void gather_rows(Rows<const T> x, const std::int32_t* source, const std::int32_t* count,
+                 Rows<T> y) {
   for (Index i = 0; i < *count; ++i)
     for (Index d = 0; d < x.cols; ++d) y[i][d] = x[source[i]][d];
 }
 
-// out[t,:] = beta out[t,:] + sum_j weight[t,j] y[slot[t,j],:];  weight empty means 1;  beta 0 does not read out
+// out[t,:] = beta out[t,:] + sum_j weight[t,j] y[slot[t,j],:];  weight empty means 1;  beta 0 does
+// not read out
 template <class T>
 void combine_rows(Rows<const T> y, const std::int32_t* slot, Index k, Rows<const T> weight,
                   double beta, Rows<T> out) {

@@ -1,4 +1,5 @@
-// Pooling over segments: the definition.   x, dx (T,D)   y, dy, arg (G,D)   segment g: rows begin[g] .. end[g]-1
+// Pooling over segments: the definition.   x, dx (T,D)   y, dy, arg (G,D)   segment g: rows
+// begin[g] .. end[g]-1
 #include "cpu/cpu.h"
 #include "cpu/reference/functions.h"
 
@@ -28,11 +29,13 @@ void segment_mean_backward(Rows<const T> dy, Ragged segments, Rows<T> dx) {
     Range range = group_rows(segments, g, dx.rows);
     for (Index t = range.begin; t < range.end; ++t)
       for (Index d = 0; d < dx.cols; ++d)
-        dx[t][d] = static_cast<T>(dx[t][d] + dy[g][d] / static_cast<double>(range.end - range.begin));
+        dx[t][d] =
+            static_cast<T>(dx[t][d] + dy[g][d] / static_cast<double>(range.end - range.begin));
   }
 }
 
-// y[g,:] = column-wise max, arg = the row that gave it, the first on ties; an empty segment: 0 and -1
+// y[g,:] = column-wise max, arg = the row that gave it, the first on ties; an empty segment: 0 and
+// -1
 template <class T>
 void segment_max(Rows<const T> x, Ragged segments, Rows<T> y, std::int32_t* arg) {
   for (Index g = 0; g < segments.count; ++g) {

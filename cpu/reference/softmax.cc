@@ -1,5 +1,6 @@
 // Softmax over the columns of each row: the definition. x, y, dx, dy (T,V)
-//   softmax       y = exp(x - peak) / sum exp(x - peak), peak = max x: any other shift gives the same, and
+//   softmax       y = exp(x - peak) / sum exp(x - peak), peak = max x: any other shift gives the
+//   same, and
 //                 this one cannot overflow
 //   log_softmax   y = x - peak - log sum exp(x - peak)
 #include "cpu/cpu.h"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Retrieval results: fine-tunes one encoder plain and with SB-MoE, evaluates in-domain and zero-shot.
 #   bench/retrieval.sh MOE_RUN MODEL DATA OUT "nfcorpus tldr" [extra train options]
+# DOCUMENT_LENGTH (128) caps documents; ZERO_SHOT_FROM names the one set whose models also run zero-shot (all).
 # Every row lands as one JSON object in OUT/rows.jsonl; finished rows are kept, so the script resumes.
 set -euo pipefail
 run=$1 model=$2 data=$3 out=$4 sets=$5
@@ -17,7 +18,7 @@ have() { grep -qs "\"row\": \"$1\", \"trained_on\": \"$2\", \"set\": \"$3\"" "$o
 evaluate() {  # NAME TRAINED_ON SET MODEL_FOLDER
   have "$1" "$2" "$3" && return 0
   row "$1" "$2" "$3" "$("$run" eval -q --json -m "$4" -d "$data/$3" --split test --metrics $metrics \
-    --document-length 128 --save-run "$out/$1-$2-$3.trec")"
+    --document-length ${DOCUMENT_LENGTH:-128} --save-run "$out/$1-$2-$3.trec")"
 }
 
 options() {
@@ -35,9 +36,10 @@ for set in $sets; do
   for variant in plain faithful trained-gate; do
     # shellcheck disable=SC2046
     [ -d "$out/$set-$variant/best" ] && [ -f "$out/$set-$variant/test-metrics.json" ] ||
-      "$run" train -m "$model" -d "$data/$set" -o "$out/$set-$variant" --document-length 128 --lr 2e-5 \
+      "$run" train -m "$model" -d "$data/$set" -o "$out/$set-$variant" --document-length ${DOCUMENT_LENGTH:-128} --lr 2e-5 \
         --false-negatives mask $(options $variant) "$@"
     evaluate "$variant" "$set" "$set" "$out/$set-$variant/best"
+    [ -n "${ZERO_SHOT_FROM:-}" ] && [ "$ZERO_SHOT_FROM" != "$set" ] && continue
     for other in cranfield npl; do evaluate "$variant" "$set" "$other" "$out/$set-$variant/best"; done
   done
 done

@@ -25,17 +25,18 @@ HWY_BEFORE_NAMESPACE();
 namespace moe::cpu::HWY_NAMESPACE {
 namespace {
 
-#ifndef SLAB
-#define SLAB 768
+// Blocking. A tile's k loop reads tile_rows rows of A (36 KiB a slab, mostly L1) and a panel of B (96 KiB, L2).
+#ifndef GROUPB
+#define GROUPB (192*1024)
 #endif
 #ifndef CHUNKB
-#define CHUNKB (448*1024)
+#define CHUNKB (384*1024)
 #endif
-constexpr Index longest_slab = SLAB;
-constexpr Index chunk_bytes = CHUNKB;  // of A: what a slab of panels meets, in half of a 1 MiB L2
-constexpr Index packed_bytes_most = Index{4} << 20;  // of B packed on the way, for all chunks of A
-constexpr Index packed_together = 4;  // panels packed at once: longer runs of each row of B
-constexpr Index waiting_rows = 768;
+constexpr Index longest_slab = 768;
+constexpr Index chunk_bytes = CHUNKB;      // of A: rows that meet a group of panels while both stay in L2
+constexpr Index group_bytes = GROUPB;      // of B: panels that a block of rows meets in a row
+constexpr Index packed_most = Index{4} << 20;  // bytes of B packed on the way and kept for all chunks of A
+constexpr Index waiting_rows = 768, waiting_columns = 1024;
 
 // k is cut by its own length alone: promise 10.
 struct Slabs {
@@ -107,6 +108,8 @@ HWY_NOINLINE void pack_columns(const Product& p, Index row, Index rows, Index bl
   }
 }
 
+constexpr Index copy_pad = 16;
+
 // A's rows copied to a stride that spreads over the cache sets.
 HWY_NOINLINE void copy_rows(const Product& p, Index row, Index rows, Index k, Index depth, float* to,
                             Index ld) {
@@ -128,33 +131,34 @@ class Walk {
  public:
   Walk(const Product& p, Index row_begin, Index row_end, Index first, Index last)
       : p_(p), slabs_(p.k) {
-    // Rows a multiple of 4 KiB apart share one set of L1, which has 8 ways: 88 instead of 116 GFLOP/s on Zen 4.
-    copied_ = !p.a_columns && p.a_ld % 1024 == 0 && row_end - row_begin > 4;
+    const Index rows = row_end - row_begin, panel_bytes = slabs_.depth * width * 4;
     plain_ending_ = p.activation == Activation::none && !p.preactivation;
-    // Whole blocks of rows in a chunk, evenly.
-    const Index most = std::max<Index>(1, chunk_bytes / (slabs_.depth * tile_rows * 4)) * tile_rows;
-    const Index chunks = (row_end - row_begin + most - 1) / most;
-    chunk_rows_ = std::min(most, row_end - row_begin);
-    const Index panel_floats = slabs_.depth * width;
+    // Rows a multiple of 4 KiB apart share one set of L1, which has 8 ways: 88 instead of 116 GFLOP/s on Zen 4.
+    copied_ = !p.a_columns && p.a_ld % 1024 == 0 && rows > 4;
+    chunk_rows_ = std::max<Index>(1, chunk_bytes / (slabs_.depth * tile_rows * 4)) * tile_rows;
+    chunk_rows_ = std::min(chunk_rows_, rows);
+    group_ = std::max<Index>(1, group_bytes / panel_bytes);
+    super_rows_ = rows;
     super_panels_ = last - first;
-    if (p.panels == nullptr) {
-      if (chunks > 1)
-        super_panels_ = std::clamp<Index>(packed_bytes_most / (panel_floats * 4), 1, super_panels_);
-      slots_ = chunks > 1 ? super_panels_ : std::min(packed_together, super_panels_);
-      b_packed_ = floats(Scratch::pack_b, slots_ * panel_floats);
-    }
-    if (p.a_columns)
-      a_packed_ = floats(Scratch::pack_a, (chunk_rows_ / tile_rows + 1) * slabs_.depth * column_pad);
-    else if (copied_)
-      a_packed_ = floats(Scratch::pack_a, chunk_rows_ * (slabs_.depth + 16));
     // Slab sums wait in C itself, unless C's old value is still to be added.
-    super_rows_ = row_end - row_begin;
     if (slabs_.count > 1 && p.added.data == p.c.data) {
       super_rows_ = std::min(super_rows_, waiting_rows);
-      super_panels_ = std::min(super_panels_, 1024 / width);
+      super_panels_ = std::min(super_panels_, waiting_columns / width);
       waiting_ld_ = super_panels_ * width;
       waiting_ = floats(Scratch::tile, super_rows_ * waiting_ld_);
     }
+    if (p.panels == nullptr) {
+      const bool kept = rows > chunk_rows_;  // later chunks of A meet the same panels
+      if (kept)
+        super_panels_ = std::clamp<Index>(packed_most / panel_bytes, 1, super_panels_);
+      slots_ = kept ? super_panels_ : std::min(group_, super_panels_);
+      b_packed_ = floats(Scratch::pack_b, slots_ * slabs_.depth * width);
+    }
+    if (p.a_columns)
+      a_packed_ =
+          floats(Scratch::pack_a, (chunk_rows_ / tile_rows + 1) * slabs_.depth * column_pad);
+    else if (copied_)
+      a_packed_ = floats(Scratch::pack_a, chunk_rows_ * (slabs_.depth + copy_pad));
     for (top_ = row_begin; top_ < row_end; top_ += super_rows_)
       for (left_ = first; left_ < last; left_ += super_panels_)
         for (slab_ = 0; slab_ < slabs_.count; ++slab_)
@@ -169,27 +173,26 @@ class Walk {
       const Index rows = std::min(chunk_rows_, bottom - row);
       const Index blocks = (rows + tile_rows - 1) / tile_rows;
       if (p_.a_columns) pack_columns(p_, row, rows, blocks, k_, depth_, a_packed_);
-      if (copied_) copy_rows(p_, row, rows, k_, depth_, a_packed_, depth_ + 16);
-      for (Index panel = left_; panel < right; ++panel) {
-        const float* b = panel_of_b(panel, right, row == top_);
+      if (copied_) copy_rows(p_, row, rows, k_, depth_, a_packed_, depth_ + copy_pad);
+      for (Index from = left_; from < right; from += group_) {
+        const Index to = std::min(from + group_, right);
+        if (p_.panels == nullptr && row == top_)
+          pack_panels(p_.b, p_.b_ld, p_.b_transposed, p_.n, k_, depth_, from, to, slot(from),
+                      depth_ * width);
         for (Index block = 0; block < blocks; ++block) {
           const Index skip = rows * block / blocks;
-          run_tile(row, skip, rows * (block + 1) / blocks - skip, block, panel, b);
+          for (Index panel = from; panel < to; ++panel)
+            run_tile(row, skip, rows * (block + 1) / blocks - skip, block, panel);
         }
       }
     }
   }
 
-  const float* panel_of_b(Index panel, Index right, bool first_chunk) {
-    if (p_.panels != nullptr) return p_.panels + (panel * p_.k + k_) * width;
-    const Index slot = (panel - left_) % slots_, step = depth_ * width;
-    if (first_chunk && (panel - left_) % packed_together == 0)
-      pack_panels(p_.b, p_.b_ld, p_.b_transposed, p_.n, k_, depth_, panel,
-                  std::min(panel + packed_together, right), b_packed_ + slot * step, step);
-    return b_packed_ + slot * step;
-  }
+  float* slot(Index panel) const { return b_packed_ + (panel - left_) % slots_ * depth_ * width; }
 
-  void run_tile(Index chunk, Index skip, Index rows, Index block, Index panel, const float* b) {
+  void run_tile(Index chunk, Index skip, Index rows, Index block, Index panel) {
+    const float* b =
+        p_.panels != nullptr ? p_.panels + (panel * p_.k + k_) * width : slot(panel);
     const float* a = p_.a + (chunk + skip) * p_.a_ld + k_;
     Index a_row = p_.a_ld, a_step = 1;
     if (p_.a_columns) {
@@ -197,7 +200,7 @@ class Walk {
       a_row = 1;
       a_step = column_pad;
     } else if (copied_) {
-      a_row = depth_ + 16;
+      a_row = depth_ + copy_pad;
       a = a_packed_ + skip * a_row;
     }
     Tile tile;
@@ -235,7 +238,7 @@ class Walk {
   const Product& p_;
   const Slabs slabs_;
   bool copied_ = false, plain_ending_ = false;
-  Index chunk_rows_ = 0, super_rows_ = 0, super_panels_ = 0, slots_ = 1, waiting_ld_ = 0;
+  Index chunk_rows_ = 0, super_rows_ = 0, super_panels_ = 0, group_ = 1, slots_ = 1, waiting_ld_ = 0;
   float *a_packed_ = nullptr, *b_packed_ = nullptr, *waiting_ = nullptr;
   Index top_ = 0, left_ = 0, slab_ = 0, k_ = 0, depth_ = 0;  // where the walk is
 };

@@ -21,8 +21,7 @@ HWY_BEFORE_NAMESPACE();
 namespace moe::cpu::HWY_NAMESPACE {
 namespace {
 
-// ---- layer norm
-// --------------------------------------------------------------------------------------
+// ---- layer norm ----
 
 struct Normalise {
   float mean, inv;
@@ -130,8 +129,7 @@ HWY_NOINLINE void layer_norm_weight_grad_part(Rows<const float> x, const float* 
     weight_grad_columns<1>(x, mean, inv, dy, c, HWY_MIN(lanes, x.cols - c), dw, db);
 }
 
-// ---- unit rows
-// ---------------------------------------------------------------------------------------
+// ---- unit rows ----
 
 struct Square {
   HWY_INLINE V operator()(D, V x) const { return hn::Mul(x, x); }

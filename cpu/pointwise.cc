@@ -2,8 +2,8 @@
 //   map      y = op(x...) for every element, one vector at a time; the last of a row under a mask
 //   dropout  Philox words for 256 columns at a time, then a map
 //   sums     four vectors of columns in registers, rows in blocks and in order
-// All are bound by memory once the data leaves L2, except the activations (1 to 5 elements a
-// clock).
+// All are bound by memory once the data leaves L2, except activations (about one element a clock)
+// and dropout (half of one).
 #include "cpu/cpu.h"
 #include "cpu/split.h"
 
@@ -60,8 +60,7 @@ HWY_NOINLINE void accumulate_part(Rows<const float> x, float factor, Rows<float>
   map(AddScaled{factor}, y, x, y);
 }
 
-// ---- activations
-// -------------------------------------------------------------------------------------
+// ---- activations ----
 
 template <V f(D, V)>
 struct Apply {
@@ -144,8 +143,7 @@ HWY_NOINLINE void activate_backward_part(Activation f, Rows<const float> x, Rows
   }
 }
 
-// ---- dropout
-// -----------------------------------------------------------------------------------------
+// ---- dropout ----
 
 // x factor where kept, else 0: dropped where the word is below the threshold
 HWY_INLINE V kept(D d, V x, float factor, const std::uint32_t* words, std::uint32_t threshold) {
@@ -175,11 +173,9 @@ HWY_NOINLINE void dropout_part(Rows<const float> x, const Dice& dice, std::uint3
     }
 }
 
-// ---- sums
-// --------------------------------------------------------------------------------------------
+// ---- sums ----
 
-// db[c ...) += sum_t dy[t][c ...) for `vectors` vectors of columns, or the first `rest` lanes of
-// one
+// db[c..] += sum_t dy[t][c..] for `vectors` vectors of columns, or the first `rest` lanes of one
 template <int vectors>
 HWY_INLINE void sum_columns(Rows<const float> dy, Index c, Index rest, float* db) {
   const D d;

@@ -28,8 +28,7 @@ HWY_INLINE V load_filled(D d, const float* p, Index count, float filler) {
   return hn::IfThenElse(here, load_tail(d, p, count), hn::Set(d, filler));
 }
 
-// The first `count` lanes, all of them included. A masked store of a whole vector costs ten plain
-// ones on AVX2.
+// The first `count` lanes, or all: a masked store costs ten plain ones on AVX2 (Zen 4).
 HWY_INLINE V load_some(D d, const float* p, Index count) {
   return count == lanes ? hn::LoadU(d, p) : load_tail(d, p, count);
 }

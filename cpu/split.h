@@ -1,6 +1,6 @@
 // How the plain families share their outputs among threads: by rows, or by columns where rows are
-// summed. The cut never changes a number: rows do not mix, and a column is summed in row order by
-// whoever owns it.
+// summed. The cut never changes a number: rows do not mix, and whoever owns a column sums all of
+// it.
 #pragma once
 
 #include "runtime/kernels.h"

@@ -1,5 +1,6 @@
 // Scaled dot-product attention over ragged segments. Keeps only the log-sum-exp per query and head; backward
 // recomputes the scores.
+#include "ops/check.h"
 #include "ops/ops.h"
 
 namespace moe {
@@ -13,6 +14,9 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Segmen
         "attention: {} columns do not split into {} heads", q.cols(), options.heads);
   check(queries.count == keys.count, "attention: {} query segments, {} key segments", queries.count,
         keys.count);
+  check_device("attention", q, {k, v});
+  check_segments("attention", q, queries);
+  check_segments("attention", k, keys);
   AttentionShape shape{options.heads, q.cols() / options.heads, options.scale, options.causal,
                        options.draw.train ? options.dropout : 0, options.draw.dice(options.stream)};
   Tensor out = empty({q.rows(), q.cols()}, q.dtype(), q.device());

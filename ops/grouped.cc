@@ -1,4 +1,5 @@
 // Grouped products: one bank of weights, rows already in expert order.
+#include "ops/check.h"
 #include "ops/ops.h"
 #include "ops/packed.h"
 
@@ -15,6 +16,8 @@ Tensor grouped_linear(const Tensor& x, const Tensor& w, const Tensor& b, const S
         experts);
   check(!b || b.size() == experts * out, "grouped_linear: bias {} does not fit bank {}",
         b ? b.shape() : Shape{}, w.shape());
+  check_arrays("grouped_linear", x, {w, b});
+  check_segments("grouped_linear", x, groups);
   // Zeros, not empty: rows of a choice nobody took are in no group, and 0 * NaN must not reach a gradient.
   Tensor y = zeros({x.rows(), out}, x.dtype(), x.device());
   bool train = recording({x, w, b});

@@ -1,4 +1,5 @@
 // Dense products. One call of the grouped kernel with one group.
+#include "ops/check.h"
 #include "ops/packed.h"
 #include "ops/ops.h"
 
@@ -16,6 +17,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, const LinearOpt
   Index out = w.rows(), n = x.rows();
   check(!r || (r.rows() == n && r.cols() == out), "linear: residual {} does not fit the output ({},{})",
         r ? r.shape() : Shape{}, n, out);
+  check_device("linear", x, {w, r});
+  check_arrays("linear", x, {b});
   Activation f = options.activation;
   Tensor y = empty({n, out}, x.dtype(), x.device());
   bool train = recording({x, w, b, r});
@@ -55,6 +58,7 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, const LinearOpt
 Tensor matmul_nt(const Tensor& a, const Tensor& b) {
   check(a && b && a.cols() == b.cols(), "matmul_nt: {} and {} do not share their columns",
         a ? a.shape() : Shape{}, b ? b.shape() : Shape{});
+  check_device("matmul_nt", a, {b});
   Tensor y = empty({a.rows(), b.rows()}, a.dtype(), a.device());
   with_type(a, [&]<class T>(const Kernels<T>& k) {
     k.gemm(a.view<T>(), {b.view<T>(), nullptr}, all_rows(a.rows()), {}, y.mut_view<T>());

@@ -1,5 +1,6 @@
 // Losses: each a scalar (1) of Stat type. A loss is a sum times a factor from outside (1 / count of the whole
 // step), so splitting a batch changes roundings only.
+#include "ops/check.h"
 #include "ops/ops.h"
 
 namespace moe {
@@ -14,6 +15,8 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target, double factor,
         target ? target.size() : 0, logits ? logits.rows() : 0);
   check(!blocked || blocked.shape() == logits.shape(), "cross_entropy: mask {} does not fit {}",
         blocked ? blocked.shape() : Shape{}, logits.shape());
+  check_arrays("cross_entropy", logits, {target, blocked});
+  check_range("cross_entropy", target, -1, logits.cols());
   Tensor loss = scalar_like(logits);
   Tensor lse = empty({logits.rows()}, stat_of(logits.dtype()), logits.device());
   with_type(logits, [&]<class T>(const Kernels<T>& k) {
@@ -61,6 +64,8 @@ Tensor contrastive(const Tensor& q, const Tensor& d, const Tensor& blocked,
 Tensor balance_loss(const Tensor& prob, const Tensor& expert) {
   check(prob && expert && prob.rows() == expert.rows(), "balance_loss: {} rows, {} choices",
         prob ? prob.rows() : 0, expert ? expert.rows() : 0);
+  check_arrays("balance_loss", prob, {expert});
+  check_range("balance_loss", expert, -1, prob.cols());
   Index k = expert.cols();
   Tensor loss = scalar_like(prob);
   with_type(prob, [&]<class T>(const Kernels<T>& kernels) {

@@ -1,4 +1,5 @@
 // Normalisation over the columns of each row.
+#include "ops/check.h"
 #include "ops/ops.h"
 
 namespace moe {
@@ -8,6 +9,7 @@ Tensor layer_norm(const Tensor& x, const Tensor& w, const Tensor& b, double eps)
   check(x && w && b, "layer_norm: input, weight or bias is absent");
   check(w.size() == x.cols() && b.size() == x.cols(), "layer_norm: weight {} and bias {} do not fit {}",
         w.shape(), b.shape(), x.shape());
+  check_arrays("layer_norm", x, {w, b});
   Tensor y = empty_like(x);
   bool train = recording({x, w, b});
   Tensor mean = train ? empty({x.rows()}, stat_of(x.dtype()), x.device()) : Tensor();

@@ -1,5 +1,6 @@
 // Element-by-element ops. Backward needs no data for add, scale and dropout, so their closures hold only the
 // gradients of their inputs, never the activations.
+#include "ops/check.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"
 
@@ -49,6 +50,7 @@ Tensor scale(const Tensor& x, double factor) {
 Tensor scale_by(const Tensor& x, const Tensor& s) {
   check(x && s && s.size() == 1, "scale_by: needs a tensor and a scalar");
   check(s.dtype() == stat_of(x.dtype()), "scale_by: the scalar is {} beside {}", s.dtype(), x.dtype());
+  check_device("scale_by", x, {s});
   Tensor y = empty_like(x);
   with_type(x, [&]<class T>(const Kernels<T>& k) {
     k.scale_by(x.view<T>(), s.data<Stat<T>>(), y.mut_view<T>());

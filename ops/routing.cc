@@ -1,5 +1,6 @@
 // From router probabilities to a Routing: select, weigh, and sort the (token, choice) pairs by expert.
 // Gradients flow through the weights only.
+#include "ops/check.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"
 
@@ -63,6 +64,8 @@ Routing top_k(const Tensor& prob, Index k, const TopKOptions& options) {
   bool by_row = options.allow && options.allow.size() != experts;
   check(!by_row || options.allow.shape() == prob.shape(), "top_k: allow {} fits neither (E) nor {}",
         options.allow ? options.allow.shape() : Shape{}, prob.shape());
+  check_device("top_k", prob, {by});
+  check_arrays("top_k", prob, {options.bias, options.allow});
   Routing r;
   r.expert = empty({prob.rows(), k}, DType::i32, prob.device());
   with_type(prob, [&]<class T>(const Kernels<T>& kernels) {
@@ -79,6 +82,8 @@ Routing top_k(const Tensor& prob, Index k, const TopKOptions& options) {
 Routing given(const Tensor& expert, const Tensor& weight, Index experts) {
   check(expert && weight && expert.shape() == weight.shape(), "given: experts {} and weights {} differ",
         expert ? expert.shape() : Shape{}, weight ? weight.shape() : Shape{});
+  check_arrays("given", weight, {expert});
+  check_range("given", expert, -1, experts);
   Routing r;
   r.expert = expert;
   r.weight = weight;
@@ -90,6 +95,7 @@ Routing given(const Tensor& expert, const Tensor& weight, Index experts) {
 Tensor gather(const Tensor& x, const Routing& r) {
   check(bool(x) && x.rows() == r.expert.rows(), "gather: {} rows are not the routing's {}",
         x ? x.rows() : 0, r.expert.rows());
+  check_device("gather", x, {r.expert});
   Index k = r.expert.cols(), experts = r.groups.count;
   Tensor y = zeros({x.rows() * k, x.cols()}, x.dtype(), x.device());
   with_type(x, [&]<class T>(const Kernels<T>& kernels) {
@@ -108,6 +114,7 @@ Tensor gather(const Tensor& x, const Routing& r) {
 Tensor combine(const Tensor& y, const Routing& r) {
   check(bool(y) && y.rows() == r.expert.size(), "combine: {} rows for {} choices", y ? y.rows() : 0,
         r.expert.size());
+  check_device("combine", y, {r.expert, r.weight});
   Index k = r.expert.cols();
   Tensor out = empty({r.expert.rows(), y.cols()}, y.dtype(), y.device());
   with_type(y, [&]<class T>(const Kernels<T>& kernels) {

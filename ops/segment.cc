@@ -1,4 +1,5 @@
 // Pooling over segments.
+#include "ops/check.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"
 
@@ -7,6 +8,7 @@ namespace moe {
 // dx[t] += dy[g] / length_g
 Tensor segment_mean(const Tensor& x, const Segments& segments) {
   check(bool(x), "segment_mean: the input is absent");
+  check_segments("segment_mean", x, segments);
   Tensor y = empty({segments.count, x.cols()}, x.dtype(), x.device());
   with_type(x, [&]<class T>(const Kernels<T>& k) {
     k.segment_mean(x.view<T>(), segments.ragged(), y.mut_view<T>());
@@ -22,6 +24,7 @@ Tensor segment_mean(const Tensor& x, const Segments& segments) {
 // dx[arg[g,d],d] += dy[g,d]
 Tensor segment_max(const Tensor& x, const Segments& segments) {
   check(bool(x), "segment_max: the input is absent");
+  check_segments("segment_max", x, segments);
   Tensor y = empty({segments.count, x.cols()}, x.dtype(), x.device());
   Tensor arg = empty({segments.count, x.cols()}, DType::i32, x.device());
   with_type(x, [&]<class T>(const Kernels<T>& k) {

@@ -164,6 +164,16 @@ Index Parameters::count() const {
 }
 
 void Parameters::freeze(std::string_view pattern) {
+  std::unordered_set<const Storage*> frozen;
+  for (const auto& entry : entries_)
+    if (matches(pattern, entry.name)) frozen.insert(entry.tensor.storage().get());
+  // The parts of a stacked storage share one gradient: all of them rest, or none.
+  for (const auto& entry : entries_) {
+    if (!frozen.contains(entry.tensor.storage().get())) continue;
+    check(matches(pattern, entry.name),
+          "the pattern '{}' freezes a part of one fused weight, but not '{}': name all of its parts", pattern,
+          entry.name);
+  }
   for (const auto& entry : entries_)
     if (matches(pattern, entry.name)) entry.tensor.storage()->gradient.reset();
 }

@@ -15,6 +15,14 @@ struct Pause {
   Pause& operator=(const Pause&) = delete;
   ~Pause() { innermost = saved; }
 };
+// x itself when it is all of its storage, else a copy that is: what a record's gradient belongs to.
+Tensor whole(const Tensor& x) {
+  std::size_t bytes = static_cast<std::size_t>(x.size()) * size_of(x.dtype());
+  if (x.offset() == 0 && x.contiguous() && bytes == x.storage()->buffer->bytes()) return x;
+  Tensor y = empty_like(x);
+  with_type(x, [&]<class T>(const Kernels<T>& k) { k.copy(x.view<T>(), y.mut_view<T>()); });
+  return y;
+}
 }  // namespace
 
 Tape* Tape::current() { return innermost; }
@@ -72,7 +80,7 @@ Tensor recompute(const std::function<Tensor(const std::vector<Tensor>&)>& f,
     Pause pause;
     std::vector<Tensor> detached;
     for (const Tensor& x : inputs) detached.push_back(x ? x.detach() : x);
-    y = f(detached).detach();
+    y = whole(f(detached)).detach();  // f may return a slice
   }
   tape->add(y, [f, inputs](const Tensor& dy) {
     Tape inner;

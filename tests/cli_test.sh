@@ -98,7 +98,7 @@ expect "doctor" 0 "threads" -- run doctor
 expect "doctor --json" 0 '"level"' -- run doctor --json
 check "doctor --json is JSON" valid_json out
 expect "bench" 0 "GFLOP/s" -- run bench --what gemm --shape 1,32,2,64 --batches 1x8 -r 1
-expect "bench --json" 0 '"median_ms"' -- run bench --what forward --shape 1,32,2,64 --batches 1x8 -r 1 --json
+expect "bench --json" 0 '"milliseconds"' -- run bench --what forward --shape 1,32,2,64 --batches 1x8 -r 1 --json
 check "bench --json is JSON" valid_json out
 expect "bench with a bad shape" 2 "--shape" -- run bench --shape 1,2
 
@@ -173,7 +173,9 @@ fi
 # ---- output that cannot be written
 if [ -e /dev/full ]; then
   expect "full disk on stdout" 74 -- bash -c "'$program' tokenize -m $model the >/dev/full"
-  expect "full disk, much output" 74 -- bash -c "'$program' inspect $model --tensors >/dev/full"
+  expect "full disk, much output" 74 -- bash -c "'$program' help train >/dev/full"
+  expect "full disk, output in many pieces" 74 -- \
+    bash -c "'$program' search --index index --query-embeddings queries --json >/dev/full"
   expect "full disk, help" 74 -- bash -c "'$program' --version >/dev/full"
 fi
 expect "closed stdout" 74 -- bash -c "'$program' version >&-"

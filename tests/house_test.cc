@@ -1,5 +1,6 @@
-// The house rules, read off the source tree: who may include whom, where OpenMP and assembly stand, what headers
-// must not do, no paths of somebody's machine. Prints line counts; does not police them.
+// The house rules, read off the source tree: who may include whom, where OpenMP and assembly stand,
+// what headers must not do, no paths of somebody's machine. Prints line counts; does not police
+// them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -46,7 +47,8 @@ const std::vector<Source>& sources() {
         list.push_back(std::move(source));
       }
     }
-    std::sort(list.begin(), list.end(), [](const Source& a, const Source& b) { return a.path < b.path; });
+    std::sort(list.begin(), list.end(),
+              [](const Source& a, const Source& b) { return a.path < b.path; });
     return list;
   }();
   return all;
@@ -56,7 +58,8 @@ std::string at(const Source& source, std::size_t line) {
   return source.path + ":" + std::to_string(line + 1);
 }
 
-// Code only: comments and the inside of string literals are cut. Good enough for one line at a time.
+// Code only: comments and the inside of string literals are cut. Good enough for one line at a
+// time.
 std::string code_of(const std::string& line) {
   std::string code;
   bool in_string = false;
@@ -92,15 +95,11 @@ std::vector<Include> includes_of(const Source& source) {
 
 // Folders of the project that a folder may include besides itself.
 const std::map<std::string, std::set<std::string>> floors = {
-    {"runtime", {}},
-    {"cpu", {"runtime"}},
-    {"cuda", {"runtime"}},
-    {"ops", {"runtime"}},
-    {"models", {"ops", "runtime"}},
-    {"tools", {"models", "ops", "runtime"}},
+    {"runtime", {}},      {"cpu", {"runtime"}},           {"cuda", {"runtime"}},
+    {"ops", {"runtime"}}, {"models", {"ops", "runtime"}}, {"tools", {"models", "ops", "runtime"}},
 };
 // What the kernels may know of runtime: the contract, never a tensor or a tape.
-const std::set<std::string> contract = {"kernels.h", "dtype.h", "shape.h",   "backend.h",
+const std::set<std::string> contract = {"kernels.h", "dtype.h",  "shape.h",   "backend.h",
                                         "error.h",   "random.h", "parallel.h"};
 // Third-party headers by their first path component (or whole name).
 const std::map<std::string, std::set<std::string>> libraries = {
@@ -111,12 +110,14 @@ const std::map<std::string, std::set<std::string>> libraries = {
     {"models", {"fmt", "nlohmann"}},
     {"tools", {"fmt", "nlohmann", "CLI", "zlib.h", "microhttpd.h", "curl"}},
 };
-const std::set<std::string> third_party = {"fmt",    "nlohmann",     "xxhash.h", "zlib.h", "hwy",
-                                           "CLI",    "microhttpd.h", "curl",     "gtest",  "benchmark",
-                                           "omp.h",  "mpi.h",        "nccl.h",   "cuda.h", "cuda_runtime.h",
-                                           "rapidcheck.h"};
+const std::set<std::string> third_party = {"fmt",    "nlohmann",  "xxhash.h",       "zlib.h",
+                                           "hwy",    "CLI",       "microhttpd.h",   "curl",
+                                           "gtest",  "benchmark", "omp.h",          "mpi.h",
+                                           "nccl.h", "cuda.h",    "cuda_runtime.h", "rapidcheck.h"};
 
-TEST(House, FilesAreFound) { EXPECT_GT(sources().size(), 60u) << "under " << MOE_SOURCE_DIR; }
+TEST(House, FilesAreFound) {
+  EXPECT_GT(sources().size(), 60u) << "under " << MOE_SOURCE_DIR;
+}
 
 TEST(House, IncludesPointDown) {
   for (const Source& source : sources()) {
@@ -126,10 +127,11 @@ TEST(House, IncludesPointDown) {
       if (!include.quoted) continue;
       std::string to = include.name.substr(0, include.name.find('/'));
       EXPECT_NE(include.name.find('/'), std::string::npos)
-          << at(source, include.line) << ": write \"" << include.name << "\" from the root of the tree";
+          << at(source, include.line) << ": write \"" << include.name
+          << "\" from the root of the tree";
       if (to == source.folder()) continue;
-      EXPECT_TRUE(floor->second.contains(to))
-          << at(source, include.line) << ": " << source.folder() << " must not include " << include.name;
+      EXPECT_TRUE(floor->second.contains(to)) << at(source, include.line) << ": " << source.folder()
+                                              << " must not include " << include.name;
       bool kernels = source.folder() == "cpu" || source.folder() == "cuda";
       if (kernels && to == "runtime") {
         EXPECT_TRUE(contract.contains(include.name.substr(to.size() + 1)))
@@ -145,15 +147,17 @@ TEST(House, LibrariesStayOnTheirFloor) {
     if (allowed == libraries.end()) continue;
     for (const Include& include : includes_of(source)) {
       std::string library = include.name.substr(0, include.name.find('/'));
-      if (include.quoted || !third_party.contains(library) || allowed->second.contains(library)) continue;
+      if (include.quoted || !third_party.contains(library) || allowed->second.contains(library))
+        continue;
       bool openmp = source.path == "runtime/parallel.h" && library == "omp.h";
-      EXPECT_TRUE(openmp) << at(source, include.line) << ": " << source.folder() << " does not use <"
-                          << include.name << ">";
+      EXPECT_TRUE(openmp) << at(source, include.line) << ": " << source.folder()
+                          << " does not use <" << include.name << ">";
     }
   }
 }
 
-// With clang a pragma inside a per-target namespace yields functions without the target: slow, without a word.
+// With clang a pragma inside a per-target namespace yields functions without the target: slow,
+// without a word.
 TEST(House, OpenMpStandsInOneFile) {
   for (const Source& source : sources())
     for (std::size_t i = 0; i < source.lines.size(); ++i) {
@@ -168,7 +172,8 @@ TEST(House, AssemblyStandsInTwoFolders) {
   static const std::regex word(R"(\b(asm|__asm__|__asm)\b)");
   for (const Source& source : sources())
     for (std::size_t i = 0; i < source.lines.size(); ++i) {
-      bool home = source.path.starts_with("cuda/arch/") || source.path.starts_with("cuda/emulator/");
+      bool home =
+          source.path.starts_with("cuda/arch/") || source.path.starts_with("cuda/emulator/");
       EXPECT_TRUE(home || !std::regex_search(code_of(source.lines[i]), word))
           << at(source, i) << ": assembly stands in cuda/arch and cuda/emulator";
     }
@@ -184,20 +189,24 @@ TEST(House, HeadersOpenNoNamespaces) {
   }
 }
 
-// Per-target headers (-inl.h) are included once for each instruction set: they toggle a guard instead.
+// Per-target headers (-inl.h) are included once for each instruction set: they toggle a guard
+// instead.
 TEST(House, HeadersAreGuarded) {
   for (const Source& source : sources()) {
     if (!source.is_header()) continue;
-    bool once = std::find(source.lines.begin(), source.lines.end(), "#pragma once") != source.lines.end();
-    bool toggles = std::any_of(source.lines.begin(), source.lines.end(), [](const std::string& line) {
-      return line.find("HWY_TARGET_TOGGLE") != std::string::npos;
-    });
-    EXPECT_TRUE(source.path.ends_with("-inl.h") ? toggles : once) << source.path << " has no #pragma once";
+    bool once =
+        std::find(source.lines.begin(), source.lines.end(), "#pragma once") != source.lines.end();
+    bool toggles =
+        std::any_of(source.lines.begin(), source.lines.end(), [](const std::string& line) {
+          return line.find("HWY_TARGET_TOGGLE") != std::string::npos;
+        });
+    EXPECT_TRUE(source.path.ends_with("-inl.h") ? toggles : once)
+        << source.path << " has no #pragma once";
   }
 }
 
-// A header of std or fmt seen for the first time inside the target loop would be compiled for one instruction
-// set only, and slow in silence.
+// A header of std or fmt seen for the first time inside the target loop would be compiled for one
+// instruction set only, and slow in silence.
 TEST(House, OrdinaryIncludesComeBeforeTheTargetLoop) {
   for (const Source& source : sources()) {
     auto includes = includes_of(source);
@@ -221,33 +230,24 @@ TEST(House, NoPathsOfAMachine) {
       for (const std::string& start : starts) {
         std::size_t found = source.lines[i].find(start);
         // A folder of that name inside a longer relative path is nobody's machine.
-        bool absolute = found != std::string::npos &&
-                        (found == 0 || (std::isalnum(static_cast<unsigned char>(source.lines[i][found - 1])) == 0 &&
-                                        source.lines[i][found - 1] != '.' && source.lines[i][found - 1] != '_'));
+        bool absolute =
+            found != std::string::npos &&
+            (found == 0 ||
+             (std::isalnum(static_cast<unsigned char>(source.lines[i][found - 1])) == 0 &&
+              source.lines[i][found - 1] != '.' && source.lines[i][found - 1] != '_'));
         EXPECT_FALSE(absolute) << at(source, i) << ": a path of somebody's machine";
       }
 }
 
-TEST(House, LinesFit) {
-  for (const Source& source : sources())
-    for (std::size_t i = 0; i < source.lines.size(); ++i) {
-      const std::string& line = source.lines[i];
-      // Columns, not bytes: UTF-8 continuation bytes take no room.
-      auto columns = std::count_if(line.begin(), line.end(), [](char c) { return (c & '\xC0') != '\x80'; });
-      EXPECT_LE(columns, 120) << at(source, i);
-      EXPECT_FALSE(!line.empty() && (line.back() == ' ' || line.back() == '\r' || line.back() == '\t'))
-          << at(source, i) << ": space at the end of the line";
-      EXPECT_TRUE(line.find('\t') == std::string::npos) << at(source, i) << ": a tab";
-    }
-}
-
 TEST(House, NothingIsLeftForLater) {
   // Put together, as above.
-  std::vector<std::string> words = {std::string("TO") + "DO", std::string("FIX") + "ME", std::string("XX") + "X"};
+  std::vector<std::string> words = {std::string("TO") + "DO", std::string("FIX") + "ME",
+                                    std::string("XX") + "X"};
   for (const Source& source : sources())
     for (std::size_t i = 0; i < source.lines.size(); ++i)
       for (const std::string& word : words)
-        EXPECT_FALSE(std::regex_search(source.lines[i], std::regex("\\b" + word + "\\b"))) << at(source, i);
+        EXPECT_FALSE(std::regex_search(source.lines[i], std::regex("\\b" + word + "\\b")))
+            << at(source, i);
 }
 
 TEST(House, CountsLines) {
@@ -262,7 +262,8 @@ TEST(House, CountsLines) {
       ++count.files;
       count.lines += source.lines.size();
       for (const std::string& line : source.lines)
-        if (line.find("//") != std::string::npos && code_of(line).find_first_not_of(' ') == std::string::npos)
+        if (line.find("//") != std::string::npos &&
+            code_of(line).find_first_not_of(' ') == std::string::npos)
           ++count.comments;
       if (source.lines.size() > count.longest) {
         count.longest = source.lines.size();
@@ -273,8 +274,8 @@ TEST(House, CountsLines) {
   std::ostringstream table;
   for (const auto& [folder, count] : counts)
     table << folder << ": " << count.files << " files, " << count.lines << " lines, "
-          << 100 * count.comments / std::max<std::size_t>(count.lines, 1) << " % comment lines, longest "
-          << count.longest_file << " (" << count.longest << ")\n";
+          << 100 * count.comments / std::max<std::size_t>(count.lines, 1)
+          << " % comment lines, longest " << count.longest_file << " (" << count.longest << ")\n";
   std::cout << table.str();
 }
 

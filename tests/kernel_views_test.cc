@@ -1,4 +1,5 @@
-// Kernels that overwrite write their rows and nothing else: y inside a larger buffer, ld > cols, on both tables.
+// Kernels that overwrite write their rows and nothing else: y inside a larger buffer, ld > cols, on
+// both tables.
 #include "ops/ops.h"
 #include "tests/levels.h"
 #include "tests/op_inputs.h"
@@ -18,7 +19,10 @@ struct Padded {
   Index rows, cols, ld;
   std::vector<float> memory;
   Padded(Index r, Index c)
-      : rows(r), cols(c), ld(c + 8), memory(static_cast<std::size_t>((r + 3) * (c + 8)), sentinel) {}
+      : rows(r),
+        cols(c),
+        ld(c + 8),
+        memory(static_cast<std::size_t>((r + 3) * (c + 8)), sentinel) {}
   Rows<float> view() { return {memory.data() + ld + 3, rows, cols, ld}; }
 };
 
@@ -41,7 +45,8 @@ void check_output(const std::string& name, Index rows, Index cols, const Run& ru
       Index from = static_cast<Index>(i) - offset;
       bool in = from >= 0 && from / padded.ld < rows && from % padded.ld < cols;
       ASSERT_TRUE(in || padded.memory[i] == sentinel)
-          << name << " on " << name_of(device) << " wrote outside, at " << from << " of ld " << padded.ld;
+          << name << " on " << name_of(device) << " wrote outside, at " << from << " of ld "
+          << padded.ld;
     }
   }
 }
@@ -71,7 +76,8 @@ TEST_P(KernelViews, OutputsStayInside) {
     check_output("scale_by", rows, cols, [&](auto& k, auto y) { k.scale_by(x, s.data(), y); });
     check_output("mul", rows, cols, [&](auto& k, auto y) { k.mul(x, other, y); });
     check_output("accumulate", rows, cols, [&](auto& k, auto y) { k.accumulate(x, 2, y); });
-    check_output("activate", rows, cols, [&](auto& k, auto y) { k.activate(Activation::gelu, x, y); });
+    check_output("activate", rows, cols,
+                 [&](auto& k, auto y) { k.activate(Activation::gelu, x, y); });
     check_output("activate_backward", rows, cols,
                  [&](auto& k, auto y) { k.activate_backward(Activation::gelu, x, other, 0, y); });
     check_output("dropout", rows, cols, [&](auto& k, auto y) { k.dropout(x, dice, 0.3, y); });
@@ -80,17 +86,18 @@ TEST_P(KernelViews, OutputsStayInside) {
     check_output("layer_norm", rows, cols, [&](auto& k, auto y) {
       k.layer_norm(x, s.data(), s.data(), 1e-5, y, nullptr, nullptr);
     });
-    check_output("l2_normalize", rows, cols, [&](auto& k, auto y) { k.l2_normalize(x, 1e-6, y, nullptr); });
+    check_output("l2_normalize", rows, cols,
+                 [&](auto& k, auto y) { k.l2_normalize(x, 1e-6, y, nullptr); });
     check_output("softmax", rows, cols, [&](auto& k, auto y) { k.softmax(x, y); });
     check_output("log_softmax", rows, cols, [&](auto& k, auto y) { k.log_softmax(x, y); });
     check_output("lookup", rows, cols, [&](auto& k, auto y) { k.lookup(x, ids.data(), 5, y); });
     check_output("segment_mean", 3, cols, [&](auto& k, auto y) { k.segment_mean(x, groups, y); });
-    check_output("segment_max", 3, cols, [&](auto& k, auto y) { k.segment_max(x, groups, y, arg.data()); });
+    check_output("segment_max", 3, cols,
+                 [&](auto& k, auto y) { k.segment_max(x, groups, y, arg.data()); });
     check_output("gather_rows", rows, cols,
                  [&](auto& k, auto y) { k.gather_rows(x, source.data(), &count, y); });
-    check_output("combine_rows", rows, cols, [&](auto& k, auto y) {
-      k.combine_rows(x, slot.data(), 1, {}, 0, y);
-    });
+    check_output("combine_rows", rows, cols,
+                 [&](auto& k, auto y) { k.combine_rows(x, slot.data(), 1, {}, 0, y); });
     AttentionShape shape{1, cols, 1, false, 0, {}};
     check_output("attention", rows, cols, [&](auto& k, auto y) {
       k.attention(x, x, other, groups, groups, shape, y, nullptr);
@@ -112,7 +119,8 @@ TEST_P(KernelViews, ProductsStayInside) {
     });
     check_output("gemm preactivation", rows, out, [&](auto& k, auto z) {
       std::vector<float> y(static_cast<std::size_t>(rows * out));
-      k.gemm(x, weight, all_rows(rows), {b.data(), Activation::gelu, {}, z}, {y.data(), rows, out, out});
+      k.gemm(x, weight, all_rows(rows), {b.data(), Activation::gelu, {}, z},
+             {y.data(), rows, out, out});
     });
     check_output("gemm_input_grad", rows, in,
                  [&](auto& k, auto dx) { k.gemm_input_grad(dy, weight, all_rows(rows), 0, dx); });
@@ -126,7 +134,8 @@ TEST_P(KernelViews, PackedWeightsGiveTheSameBits) {
   Index out = GetParam(), in = 19, rows = 23, experts = 3;
   std::vector<std::int32_t> begin{0, 9, 9}, end{9, 9, 21};
   Ragged groups{begin.data(), end.data(), experts, 12};
-  auto a = floats("a", {rows, in}), w = floats("w", {experts * out, in}), d = floats("d", {rows, out});
+  auto a = floats("a", {rows, in}), w = floats("w", {experts * out, in}),
+       d = floats("d", {rows, out});
   Rows<const float> x{a.data(), rows, in, in}, dy{d.data(), rows, out, out};
   Rows<const float> weight{w.data(), experts * out, in, in};
   const auto& k = backend(Device::cpu).kernels<float>();
@@ -134,14 +143,18 @@ TEST_P(KernelViews, PackedWeightsGiveTheSameBits) {
     SCOPED_TRACE(level);
     for (Packing packing : {Packing::forward, Packing::input_grad}) {
       std::vector<std::vector<float>> results;
-      Buffer packed(Device::cpu, static_cast<std::size_t>(k.packed_bytes(weight, experts, packing)));
+      Buffer packed(Device::cpu,
+                    static_cast<std::size_t>(k.packed_bytes(weight, experts, packing)));
       k.pack_weight(weight, experts, packing, packed.data());
       Index cols = packing == Packing::forward ? out : in;
-      for (const void* form : {static_cast<const void*>(nullptr), static_cast<const void*>(packed.data())}) {
+      for (const void* form :
+           {static_cast<const void*>(nullptr), static_cast<const void*>(packed.data())}) {
         std::vector<float> y(static_cast<std::size_t>(rows * cols), 0.0f);
         Rows<float> to{y.data(), rows, cols, cols};
-        if (packing == Packing::forward) k.gemm(x, {weight, form}, groups, {}, to);
-        else k.gemm_input_grad(dy, {weight, form}, groups, 1, to);
+        if (packing == Packing::forward)
+          k.gemm(x, {weight, form}, groups, {}, to);
+        else
+          k.gemm_input_grad(dy, {weight, form}, groups, 1, to);
         results.push_back(y);
       }
       EXPECT_EQ(results[0], results[1]);

@@ -1,12 +1,14 @@
 #include "tests/levels.h"
 
 #include "cpu/targets.h"
+#include "runtime/backend.h"
 
 #include <hwy/highway.h>
 
 namespace moe::testing {
 
 std::vector<Level> cpu_levels() {
+  cpu_backend();  // makes its choice now, not in the middle of ours
   std::vector<Level> levels;
   // Ascending bits are descending levels.
   for (std::int64_t left = hwy::SupportedTargets() & HWY_TARGETS; left != 0; left &= left - 1) {

@@ -1,4 +1,5 @@
-// The instruction-set levels the CPU kernels were built for and this machine can run, to test each in turn.
+// The instruction-set levels the CPU kernels were built for and this machine can run, to test each
+// in turn.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@ struct Level {
 };
 std::vector<Level> cpu_levels();
 
-// Runs f once for every level with the dispatch forced to it; the start's choice holds again afterwards.
+// Runs f once for every level with the dispatch forced to it; the start's choice holds again
+// afterwards.
 void on_every_level(const std::function<void(const std::string& level)>& f);
 
 }  // namespace moe::testing

@@ -1,4 +1,5 @@
-// The test program: every new buffer is filled with NaN, so a kernel that forgets an element fails loudly.
+// The test program: every new buffer is filled with NaN, so a kernel that forgets an element fails
+// loudly.
 #include "runtime/memory.h"
 
 #include <gtest/gtest.h>

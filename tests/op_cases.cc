@@ -40,7 +40,9 @@ std::vector<Sizes> edge_matrices(bool empty_rows) {
   return list;
 }
 
-std::vector<Sizes> large_matrices() { return {{.rows = 64, .cols = 771}, {.rows = 301, .cols = 260}}; }
+std::vector<Sizes> large_matrices() {
+  return {{.rows = 64, .cols = 771}, {.rows = 301, .cols = 260}};
+}
 
 Outcome run(const std::function<Tensor(Inputs&)>& call, Inputs& in, int passes) {
   Outcome outcome;
@@ -52,7 +54,8 @@ Outcome run(const std::function<Tensor(Inputs&)>& call, Inputs& in, int passes) 
       Tape tape;
       y = call(in);
       // The loss is sum(y * dy) with fixed numbers dy.
-      auto cotangent = numbers("cotangent", y.shape(), Values::uniform, in.placement().first_output_row);
+      auto cotangent =
+          numbers("cotangent", y.shape(), Values::uniform, in.placement().first_output_row);
       tape.backward(y, tensor_of(cotangent, y.shape(), y.dtype(), y.device()));
     }
     outcome.shape = y.shape();
@@ -63,7 +66,8 @@ Outcome run(const std::function<Tensor(Inputs&)>& call, Inputs& in, int passes) 
   return outcome;
 }
 
-bool same_bits(const std::vector<double>& a, const std::vector<double>& b, std::string* difference) {
+bool same_bits(const std::vector<double>& a, const std::vector<double>& b,
+               std::string* difference) {
   if (a.size() != b.size()) {
     *difference = fmt::format("{} and {} elements", a.size(), b.size());
     return false;
@@ -72,8 +76,8 @@ bool same_bits(const std::vector<double>& a, const std::vector<double>& b, std::
   for (std::size_t i = 0; i < a.size(); ++i)
     if (std::memcmp(&a[i], &b[i], sizeof(double)) != 0 && differ++ == 0) first = i;
   if (differ > 0)
-    *difference = fmt::format("{} of {} elements differ, first [{}]: {} and {}", differ, a.size(), first,
-                              a[first], b[first]);
+    *difference = fmt::format("{} of {} elements differ, first [{}]: {} and {}", differ, a.size(),
+                              first, a[first], b[first]);
   return differ == 0;
 }
 
@@ -111,6 +115,8 @@ std::string test_name(const OpCase& c) {
   return name;
 }
 
-void PrintTo(const OpCase& c, std::ostream* out) { *out << c.name; }
+void PrintTo(const OpCase& c, std::ostream* out) {
+  *out << c.name;
+}
 
 }  // namespace moe::testing

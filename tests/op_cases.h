@@ -1,5 +1,6 @@
-// THE LIST: every op, once, with the sizes to try it at. Gradient checks, parity, the laws (determinism, "+=",
-// views, frozen inputs) and the coverage test all walk it. To add an op, add a case to its family's file.
+// THE LIST: every op, once, with the sizes to try it at. Gradient checks, parity, the laws
+// (determinism, "+=", views, frozen inputs) and the coverage test all walk it. To add an op, add a
+// case to its family's file.
 #pragma once
 
 #include "tests/op_inputs.h"
@@ -9,7 +10,7 @@
 namespace moe::testing {
 
 struct OpCase {
-  std::string name;          // "op" or "op/variation"; the op is one of ops.h, or a bare kernel slot
+  std::string name;  // "op" or "op/variation"; the op is one of ops.h, or a bare kernel slot
   std::vector<Sizes> small;  // for central differences on every element
   std::vector<Sizes> sweep;  // edges: 0 and 1 rows, a lane more and less, empty groups
   std::vector<Sizes> large;  // enough work to be split among threads
@@ -25,10 +26,11 @@ struct OpCase {
   bool numeric = true;
   // Results of "+=" come from several additions into memory, so twice is twice up to rounding only.
   bool scatters = false;
-  // Absolute floor of parity, in units of 2^-24 of the largest element: sums in another order than the
-  // reference's differ by some.
+  // Absolute floor of parity, in units of 2^-24 of the largest element: sums in another order than
+  // the reference's differ by some.
   double floor = 16;
-  // The size of the terms a result is the small difference of, where that is more than the result itself.
+  // The size of the terms a result is the small difference of, where that is more than the result
+  // itself.
   double terms = 1e-3;
 
   std::string op() const { return name.substr(0, name.find('/')); }
@@ -57,7 +59,8 @@ struct Outcome {
   std::vector<double> y;
   std::map<std::string, std::vector<double>> gradients;  // absent: untouched or frozen
 };
-// Runs the case `passes` times with a fixed cotangent; gradients accumulate. passes 0: without a tape.
+// Runs the case `passes` times with a fixed cotangent; gradients accumulate. passes 0: without a
+// tape.
 Outcome run(const std::function<Tensor(Inputs&)>& call, Inputs& in, int passes = 1);
 
 // Equality of bits, NaN included, with a message for people.

@@ -1,20 +1,27 @@
-// Slots that no op calls: copies and the optimisers' kernels, called through the table as their users do.
+// Slots that no op calls: copies and the optimisers' kernels, called through the table as their
+// users do.
 #include "tests/op_cases.h"
 
 namespace moe::testing {
 
 namespace {
 
-OpCase bare(const std::string& name, std::vector<Sizes> sizes, std::function<Tensor(Inputs&)> call) {
-  OpCase c{.name = name, .small = {}, .sweep = std::move(sizes), .large = large_matrices(),
+OpCase bare(const std::string& name, std::vector<Sizes> sizes,
+            std::function<Tensor(Inputs&)> call) {
+  OpCase c{.name = name,
+           .small = {},
+           .sweep = std::move(sizes),
+           .large = large_matrices(),
            .call = std::move(call)};
   c.numeric = false;
   return c;
 }
 
 // A tensor of its own, which the kernel may change.
-Tensor state(Inputs& in, const std::string& name, const Shape& shape, Values values = Values::uniform) {
-  return tensor_of(numbers(name, shape, values, 0), shape, in.placement().dtype, in.placement().device);
+Tensor state(Inputs& in, const std::string& name, const Shape& shape,
+             Values values = Values::uniform) {
+  return tensor_of(numbers(name, shape, values, 0), shape, in.placement().dtype,
+                   in.placement().device);
 }
 
 Tensor adamw(Inputs& in) {
@@ -69,9 +76,10 @@ std::vector<OpCase> kernel_cases() {
   }));
   list.back().row_wise = true;
   list.push_back(bare("adamw", edge_matrices(), adamw));
-  list.push_back(bare("adafactor", edge_matrices(false), [](Inputs& in) { return adafactor(in, true); }));
   list.push_back(
-      bare("adafactor/vector", edge_matrices(false), [](Inputs& in) { return adafactor(in, false); }));
+      bare("adafactor", edge_matrices(false), [](Inputs& in) { return adafactor(in, true); }));
+  list.push_back(bare("adafactor/vector", edge_matrices(false),
+                      [](Inputs& in) { return adafactor(in, false); }));
   for (std::size_t i = list.size() - 3; i < list.size(); ++i) list[i].floor = 64;
   // Blocks of 4096 summed in order: sizes around one block.
   list.push_back(bare("norm_squared",

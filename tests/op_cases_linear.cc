@@ -38,9 +38,15 @@ OpCase product(const std::string& name, std::function<Tensor(Inputs&)> call) {
   return c;
 }
 
-Tensor input(Inputs& in) { return in.x("x", {in.rows(), in.cols()}); }
-Tensor weight(Inputs& in) { return in.weight("w", {in.out(), in.cols()}); }
-Tensor bias(Inputs& in) { return in.weight("b", {in.out()}); }
+Tensor input(Inputs& in) {
+  return in.x("x", {in.rows(), in.cols()});
+}
+Tensor weight(Inputs& in) {
+  return in.weight("w", {in.out(), in.cols()});
+}
+Tensor bias(Inputs& in) {
+  return in.weight("b", {in.out()});
+}
 
 OpCase activated(const std::string& name, Activation f) {
   OpCase c = product("linear/" + name, [f](Inputs& in) {
@@ -52,24 +58,30 @@ OpCase activated(const std::string& name, Activation f) {
 
 // The rows of each group by length; rows that no group holds come last.
 OpCase grouped(const std::string& name, std::function<Tensor(Inputs&)> call) {
-  OpCase c{.name = name,
-           .small = {{.rows = 5, .cols = 3, .out = 2, .experts = 3, .lengths = {2, 0, 3}},
-                     {.rows = 4, .cols = 2, .out = 3, .experts = 2, .lengths = {1, 2}}},
-           .sweep = {{.rows = 0, .cols = 5, .out = 3, .experts = 2, .lengths = {0, 0}},
-                     {.rows = 1, .cols = 9, .out = 7, .experts = 3, .lengths = {0, 0, 1}},
-                     {.rows = 20, .cols = 17, .out = 33, .experts = 4, .lengths = {0, 20, 0, 0}},
-                     {.rows = 23, .cols = 33, .out = 17, .experts = 3, .lengths = {6, 7, 8}},
-                     {.rows = 34, .cols = 31, .out = 65, .experts = 5, .lengths = {1, 15, 16, 0, 2}}},
-           .large = {{.rows = 310, .cols = 96, .out = 130, .experts = 4, .lengths = {130, 0, 33, 140}}},
-           .call = std::move(call)};
+  OpCase c{
+      .name = name,
+      .small = {{.rows = 5, .cols = 3, .out = 2, .experts = 3, .lengths = {2, 0, 3}},
+                {.rows = 4, .cols = 2, .out = 3, .experts = 2, .lengths = {1, 2}}},
+      .sweep = {{.rows = 0, .cols = 5, .out = 3, .experts = 2, .lengths = {0, 0}},
+                {.rows = 1, .cols = 9, .out = 7, .experts = 3, .lengths = {0, 0, 1}},
+                {.rows = 20, .cols = 17, .out = 33, .experts = 4, .lengths = {0, 20, 0, 0}},
+                {.rows = 23, .cols = 33, .out = 17, .experts = 3, .lengths = {6, 7, 8}},
+                {.rows = 34, .cols = 31, .out = 65, .experts = 5, .lengths = {1, 15, 16, 0, 2}}},
+      .large = {{.rows = 310, .cols = 96, .out = 130, .experts = 4, .lengths = {130, 0, 33, 140}}},
+      .call = std::move(call)};
   c.floor = 64;
   return c;
 }
 
-Tensor bank(Inputs& in) { return in.weight("w", {in.experts(), in.out(), in.cols()}); }
-Tensor bank_bias(Inputs& in) { return in.vector("b", {in.experts(), in.out()}); }
+Tensor bank(Inputs& in) {
+  return in.weight("w", {in.experts(), in.out(), in.cols()});
+}
+Tensor bank_bias(Inputs& in) {
+  return in.vector("b", {in.experts(), in.out()});
+}
 
-// Every expert on every row with dense products; gather and combine with weight 1 keep the rows of its group.
+// Every expert on every row with dense products; gather and combine with weight 1 keep the rows of
+// its group.
 Tensor expert_by_expert(Inputs& in, bool with_bias, Activation f) {
   Tensor x = input(in), w = bank(in), b = with_bias ? bank_bias(in) : Tensor(), sum;
   Index begin = 0;
@@ -100,7 +112,8 @@ std::vector<OpCase> linear_cases() {
   list.push_back(activated("tanh", Activation::tanh));
   list.push_back(activated("sigmoid", Activation::sigmoid));
   list.push_back(activated("softplus", Activation::softplus));
-  // relu: central differences are safe as no pre-activation of these numbers is within a step of zero.
+  // relu: central differences are safe as no pre-activation of these numbers is within a step of
+  // zero.
   list.push_back(activated("relu", Activation::relu));
   OpCase residual = product("linear/residual", [](Inputs& in) {
     return linear(input(in), weight(in), bias(in),
@@ -121,7 +134,8 @@ std::vector<OpCase> linear_cases() {
   list.push_back(product("matmul_nt", [](Inputs& in) {
     return matmul_nt(in.x("a", {in.rows(), in.cols()}), in.weight("b", {in.out(), in.cols()}));
   }));
-  OpCase itself = product("matmul_nt/itself", [](Inputs& in) { return matmul_nt(input(in), input(in)); });
+  OpCase itself =
+      product("matmul_nt/itself", [](Inputs& in) { return matmul_nt(input(in), input(in)); });
   itself.row_wise = false;
   itself.scatters = true;
   list.push_back(itself);
@@ -129,7 +143,9 @@ std::vector<OpCase> linear_cases() {
   list.push_back(grouped("grouped_linear", [](Inputs& in) {
     return grouped_linear(input(in), bank(in), {}, in.segments(in.sizes().lengths));
   }));
-  list.back().composition = [](Inputs& in) { return expert_by_expert(in, false, Activation::none); };
+  list.back().composition = [](Inputs& in) {
+    return expert_by_expert(in, false, Activation::none);
+  };
   list.push_back(grouped("grouped_linear/bias", [](Inputs& in) {
     return grouped_linear(input(in), bank(in), bank_bias(in), in.segments(in.sizes().lengths));
   }));

@@ -15,7 +15,9 @@ OpCase loss(const std::string& name, std::function<Tensor(Inputs&)> call, bool e
   return c;
 }
 
-Tensor logits(Inputs& in) { return scale(in.x("logits", {in.rows(), in.cols()}), 3); }
+Tensor logits(Inputs& in) {
+  return scale(in.x("logits", {in.rows(), in.cols()}), 3);
+}
 
 // Classes by row; every fourth row or so counts nothing.
 std::vector<std::int32_t> classes(const Inputs& in, bool skip) {
@@ -32,7 +34,8 @@ Tensor blocked(Inputs& in, Index rows, Index cols, const std::vector<std::int32_
   for (Index t = 0; t < rows; ++t) {
     auto row = in.draw(fmt::format("blocked {}", t), cols, 3);
     for (Index c = 0; c < cols; ++c)
-      bytes.push_back(row[static_cast<std::size_t>(c)] == 0 && keep[static_cast<std::size_t>(t)] != c ? 1 : 0);
+      bytes.push_back(
+          row[static_cast<std::size_t>(c)] == 0 && keep[static_cast<std::size_t>(t)] != c ? 1 : 0);
   }
   return in.bytes(bytes, {rows, cols});
 }
@@ -56,8 +59,12 @@ OpCase square(OpCase c) {
   return c;
 }
 
-Tensor queries(Inputs& in) { return l2_normalize(in.x("q", {in.rows(), in.cols()}), 1e-6); }
-Tensor documents(Inputs& in) { return l2_normalize(in.weight("d", {in.out(), in.cols()}), 1e-6); }
+Tensor queries(Inputs& in) {
+  return l2_normalize(in.x("q", {in.rows(), in.cols()}), 1e-6);
+}
+Tensor documents(Inputs& in) {
+  return l2_normalize(in.weight("d", {in.out(), in.cols()}), 1e-6);
+}
 
 Tensor contrast(Inputs& in, bool with_blocked, bool symmetric) {
   std::vector<std::int32_t> diagonal;
@@ -68,22 +75,27 @@ Tensor contrast(Inputs& in, bool with_blocked, bool symmetric) {
 }
 
 std::vector<Sizes> router_sizes() {
-  return {{.rows = 1, .experts = 1, .choices = 1},  {.rows = 5, .experts = 2, .choices = 1},
-          {.rows = 17, .experts = 6, .choices = 2}, {.rows = 33, .experts = 17, .choices = 3},
+  return {{.rows = 1, .experts = 1, .choices = 1},
+          {.rows = 5, .experts = 2, .choices = 1},
+          {.rows = 17, .experts = 6, .choices = 2},
+          {.rows = 33, .experts = 17, .choices = 3},
           {.rows = 8, .experts = 33, .choices = 1}};
 }
 
 OpCase router_loss(const std::string& name, std::function<Tensor(Inputs&)> call) {
-  OpCase c{.name = name,
-           .small = {{.rows = 2, .experts = 2, .choices = 1}, {.rows = 5, .experts = 3, .choices = 2}},
-           .sweep = router_sizes(),
-           .large = {{.rows = 700, .experts = 12, .choices = 2}},
-           .call = std::move(call)};
+  OpCase c{
+      .name = name,
+      .small = {{.rows = 2, .experts = 2, .choices = 1}, {.rows = 5, .experts = 3, .choices = 2}},
+      .sweep = router_sizes(),
+      .large = {{.rows = 700, .experts = 12, .choices = 2}},
+      .call = std::move(call)};
   c.floor = 64;
   return c;
 }
 
-Shape gate(const Inputs& in) { return {in.rows(), in.experts()}; }
+Shape gate(const Inputs& in) {
+  return {in.rows(), in.experts()};
+}
 
 }  // namespace
 
@@ -108,16 +120,19 @@ std::vector<OpCase> loss_cases() {
   }));
 
   list.push_back(pairs("contrastive", [](Inputs& in) { return contrast(in, false, false); }));
-  list.push_back(pairs("contrastive/blocked", [](Inputs& in) { return contrast(in, true, false); }));
-  list.push_back(square(pairs("contrastive/symmetric", [](Inputs& in) { return contrast(in, false, true); })));
   list.push_back(
-      square(pairs("contrastive/symmetric_blocked", [](Inputs& in) { return contrast(in, true, true); })));
+      pairs("contrastive/blocked", [](Inputs& in) { return contrast(in, true, false); }));
+  list.push_back(
+      square(pairs("contrastive/symmetric", [](Inputs& in) { return contrast(in, false, true); })));
+  list.push_back(square(
+      pairs("contrastive/symmetric_blocked", [](Inputs& in) { return contrast(in, true, true); })));
 
   list.push_back(router_loss("balance_loss", [](Inputs& in) {
     Tensor prob = softmax(in.x("logits", gate(in)));
     return balance_loss(prob, top_k(prob, in.choices()).expert);
   }));
-  list.push_back(router_loss("z_loss", [](Inputs& in) { return z_loss(in.x("logits", gate(in))); }));
+  list.push_back(
+      router_loss("z_loss", [](Inputs& in) { return z_loss(in.x("logits", gate(in))); }));
   list.push_back(router_loss("importance_loss", [](Inputs& in) {
     return importance_loss(softmax(in.x("logits", gate(in))));
   }));

@@ -5,7 +5,9 @@ namespace moe::testing {
 
 namespace {
 
-Shape matrix(const Inputs& in) { return {in.rows(), in.cols()}; }
+Shape matrix(const Inputs& in) {
+  return {in.rows(), in.cols()};
+}
 
 OpCase elementwise(const std::string& name, std::function<Tensor(Inputs&)> call) {
   OpCase c{.name = name,
@@ -30,23 +32,20 @@ OpCase activation(const std::string& name, Tensor (*f)(const Tensor&), Values va
 
 std::vector<OpCase> pointwise_cases() {
   std::vector<OpCase> list;
-  list.push_back(elementwise("add", [](Inputs& in) {
-    return add(in.x("a", matrix(in)), in.x("b", matrix(in)));
-  }));
+  list.push_back(elementwise(
+      "add", [](Inputs& in) { return add(in.x("a", matrix(in)), in.x("b", matrix(in))); }));
   list.push_back(elementwise("add/itself", [](Inputs& in) {
     Tensor x = in.x("x", matrix(in));
     return add(x, x);
   }));
   list.push_back(
       elementwise("scale", [](Inputs& in) { return scale(in.x("x", matrix(in)), -1.7); }));
-  OpCase by = elementwise("scale_by", [](Inputs& in) {
-    return scale_by(in.x("x", matrix(in)), in.weight("s", {1}));
-  });
+  OpCase by = elementwise(
+      "scale_by", [](Inputs& in) { return scale_by(in.x("x", matrix(in)), in.weight("s", {1})); });
   by.floor = 64;  // ds is a sum over all elements
   list.push_back(by);
-  OpCase mul_case = elementwise("mul", [](Inputs& in) {
-    return mul(in.x("a", matrix(in)), in.x("b", matrix(in)));
-  });
+  OpCase mul_case = elementwise(
+      "mul", [](Inputs& in) { return mul(in.x("a", matrix(in)), in.x("b", matrix(in))); });
   list.push_back(mul_case);
   // Both gradients go to one place: a kernel that loads both before it stores one loses half.
   list.push_back(elementwise("mul/itself", [](Inputs& in) {

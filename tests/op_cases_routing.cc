@@ -1,4 +1,5 @@
-// Cases of ops/routing.cc. Scores are positive and far enough apart that a central difference changes no choice.
+// Cases of ops/routing.cc. Scores are positive and far enough apart that a central difference
+// changes no choice.
 #include "tests/op_cases.h"
 
 namespace moe::testing {
@@ -27,10 +28,13 @@ OpCase routed(const std::string& name, std::function<Tensor(Inputs&)> call) {
   return c;
 }
 
-Tensor prob(Inputs& in) { return in.x("prob", {in.rows(), in.experts()}, Values::positive); }
+Tensor prob(Inputs& in) {
+  return in.x("prob", {in.rows(), in.experts()}, Values::positive);
+}
 
 OpCase selection(const std::string& name, std::function<TopKOptions(Inputs&)> options) {
-  return routed(name, [options](Inputs& in) { return top_k(prob(in), in.choices(), options(in)).weight; });
+  return routed(
+      name, [options](Inputs& in) { return top_k(prob(in), in.choices(), options(in)).weight; });
 }
 
 // Choices from outside: about a quarter is not taken, no expert twice in a row.
@@ -56,7 +60,9 @@ Routing crowd(Inputs& in) {
   return given(in.integers(expert, shape), in.x("weight", shape), in.experts());
 }
 
-Tensor tokens(Inputs& in) { return in.x("x", {in.rows(), in.cols()}); }
+Tensor tokens(Inputs& in) {
+  return in.x("x", {in.rows(), in.cols()});
+}
 
 }  // namespace
 
@@ -76,8 +82,8 @@ std::vector<OpCase> routing_cases() {
   }));
   list.push_back(selection("top_k/bias", [](Inputs& in) {
     TopKOptions options;
-    options.bias = tensor_of(numbers("selection bias", {in.experts()}, Values::uniform, 0), {in.experts()},
-                             in.placement().dtype, in.placement().device);
+    options.bias = tensor_of(numbers("selection bias", {in.experts()}, Values::uniform, 0),
+                             {in.experts()}, in.placement().dtype, in.placement().device);
     return options;
   }));
   list.push_back(selection("top_k/allow", [](Inputs& in) {
@@ -87,7 +93,8 @@ std::vector<OpCase> routing_cases() {
     options.allow = in.bytes(allow, {in.experts()});
     return options;
   }));
-  // A mask of each row's own; some rows allow fewer than k experts, so -1 fills and the weight is 0.
+  // A mask of each row's own; some rows allow fewer than k experts, so -1 fills and the weight is
+  // 0.
   list.push_back(selection("top_k/allow_rows", [](Inputs& in) {
     TopKOptions options;
     options.renormalise = true;

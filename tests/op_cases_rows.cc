@@ -5,7 +5,9 @@ namespace moe::testing {
 
 namespace {
 
-Shape matrix(const Inputs& in) { return {in.rows(), in.cols()}; }
+Shape matrix(const Inputs& in) {
+  return {in.rows(), in.cols()};
+}
 
 OpCase by_row(const std::string& name, std::function<Tensor(Inputs&)> call) {
   OpCase c{.name = name,
@@ -19,7 +21,8 @@ OpCase by_row(const std::string& name, std::function<Tensor(Inputs&)> call) {
 }
 
 Tensor norm(Inputs& in, double eps) {
-  return layer_norm(in.x("x", matrix(in)), in.weight("w", {in.cols()}), in.weight("b", {in.cols()}), eps);
+  return layer_norm(in.x("x", matrix(in)), in.weight("w", {in.cols()}), in.weight("b", {in.cols()}),
+                    eps);
 }
 
 }  // namespace
@@ -33,18 +36,19 @@ std::vector<OpCase> row_cases() {
   list.push_back(
       by_row("l2_normalize", [](Inputs& in) { return l2_normalize(in.x("x", matrix(in)), 1e-6); }));
   // All rows below the floor: y = x / eps.
-  list.push_back(
-      by_row("l2_normalize/floor", [](Inputs& in) { return l2_normalize(in.x("x", matrix(in)), 50.0); }));
+  list.push_back(by_row("l2_normalize/floor",
+                        [](Inputs& in) { return l2_normalize(in.x("x", matrix(in)), 50.0); }));
 
-  OpCase soft = by_row("softmax", [](Inputs& in) { return softmax(scale(in.x("x", matrix(in)), 4)); });
+  OpCase soft =
+      by_row("softmax", [](Inputs& in) { return softmax(scale(in.x("x", matrix(in)), 4)); });
   list.push_back(soft);
   // Scores far apart: the row maximum must be taken off first.
   list.push_back(
       by_row("softmax/far", [](Inputs& in) { return softmax(scale(in.x("x", matrix(in)), 200)); }));
   list.back().numeric = false;
   list.back().terms = 2;  // 200 times the rounding of a vanishing gradient
-  list.push_back(
-      by_row("log_softmax", [](Inputs& in) { return log_softmax(scale(in.x("x", matrix(in)), 4)); }));
+  list.push_back(by_row("log_softmax",
+                        [](Inputs& in) { return log_softmax(scale(in.x("x", matrix(in)), 4)); }));
   // exp(log_softmax) is softmax; checked the other way round since no op takes a logarithm.
 
   // Ids repeat, so several rows of dy meet in one row of the table.
@@ -52,6 +56,7 @@ std::vector<OpCase> row_cases() {
     Tensor table = in.weight("table", {in.out(), in.cols()});
     return lookup(table, in.integers(in.draw("ids", in.rows(), in.out()), {in.rows()}));
   });
+  look.small.push_back({.rows = 7, .cols = 2, .out = 3});
   look.scatters = true;
   list.push_back(look);
   return list;

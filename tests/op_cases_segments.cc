@@ -7,9 +7,13 @@ namespace moe::testing {
 
 namespace {
 
-Sizes texts(std::vector<std::int32_t> lengths, Index cols, std::vector<std::int32_t> key_lengths = {}) {
+Sizes texts(std::vector<std::int32_t> lengths, Index cols,
+            std::vector<std::int32_t> key_lengths = {}) {
   Index rows = std::accumulate(lengths.begin(), lengths.end(), Index{0});
-  return {.rows = rows, .cols = cols, .lengths = std::move(lengths), .key_lengths = std::move(key_lengths)};
+  return {.rows = rows,
+          .cols = cols,
+          .lengths = std::move(lengths),
+          .key_lengths = std::move(key_lengths)};
 }
 
 OpCase pooling(const std::string& name, std::function<Tensor(Inputs&)> call) {
@@ -24,7 +28,9 @@ OpCase pooling(const std::string& name, std::function<Tensor(Inputs&)> call) {
   return c;
 }
 
-Tensor rows_of(Inputs& in) { return in.x("x", {in.rows(), in.cols()}); }
+Tensor rows_of(Inputs& in) {
+  return in.x("x", {in.rows(), in.cols()});
+}
 
 struct Flags {
   bool causal = false, cross = false;
@@ -48,12 +54,17 @@ Tensor attend(Inputs& in, Flags flags) {
          v = in.keys("v", {key_rows, size});
   Segments queries = in.segments(s.lengths), keys = in.segments(key_lengths);
   return attention(q, k, v, queries, keys,
-                   {.heads = in.out(), .scale = 1.5, .causal = flags.causal, .dropout = flags.dropout,
-                    .draw = in.dice(), .stream = stream_hash("dropout:attention")});
+                   {.heads = in.out(),
+                    .scale = 1.5,
+                    .causal = flags.causal,
+                    .dropout = flags.dropout,
+                    .draw = in.dice(),
+                    .stream = stream_hash("dropout:attention")});
 }
 
-// Text by text and head by head: softmax(scale q k^T) v. Products with a weight of 0 or 1 put a head's columns
-// in place (a selection matrix) and a text's rows (a lookup from a table that ends with a row of zeros).
+// Text by text and head by head: softmax(scale q k^T) v. Products with a weight of 0 or 1 put a
+// head's columns in place (a selection matrix) and a text's rows (a lookup from a table that ends
+// with a row of zeros).
 Tensor attend_by_parts(Inputs& in, Flags flags) {
   const Sizes& s = in.sizes();
   const auto& key_lengths = flags.cross ? s.key_lengths : s.lengths;
@@ -84,9 +95,11 @@ Tensor attend_by_parts(Inputs& in, Flags flags) {
       Tensor turned = matmul_nt(dense(unit, {in.cols(), in.cols()}), one_v);
       Tensor y = matmul_nt(softmax(score), turned);
       std::vector<double> columns(static_cast<std::size_t>(size * in.cols()), 0.0);
-      for (Index i = 0; i < in.cols(); ++i) columns[static_cast<std::size_t>((left + i) * in.cols() + i)] = 1;
+      for (Index i = 0; i < in.cols(); ++i)
+        columns[static_cast<std::size_t>((left + i) * in.cols() + i)] = 1;
       std::vector<double> rows(static_cast<std::size_t>(in.rows() * queries), 0.0);
-      for (Index i = 0; i < queries; ++i) rows[static_cast<std::size_t>((begin + i) * queries + i)] = 1;
+      for (Index i = 0; i < queries; ++i)
+        rows[static_cast<std::size_t>((begin + i) * queries + i)] = 1;
       Tensor wide_turned = matmul_nt(dense(columns, {size, in.cols()}), y);       // (size, queries)
       Tensor placed = matmul_nt(dense(rows, {in.rows(), queries}), wide_turned);  // (rows, size)
       sum = add(sum, placed);
@@ -103,7 +116,8 @@ OpCase self(const std::string& name, Flags flags) {
            .sweep = {},
            .large = {},
            .call = [flags](Inputs& in) { return attend(in, flags); }};
-  for (Index cols : {1, 3, 8, 15, 16, 17, 26, 32, 33, 64}) c.sweep.push_back(texts({4, 1, 7}, cols));
+  for (Index cols : {1, 3, 8, 15, 16, 17, 26, 32, 33, 64})
+    c.sweep.push_back(texts({4, 1, 7}, cols));
   c.sweep.push_back(texts({0, 5, 0}, 8));
   c.sweep.push_back(texts({}, 8));
   // Lengths around the key blocks of an online softmax.
@@ -124,7 +138,8 @@ OpCase self(const std::string& name, Flags flags) {
 OpCase cross(const std::string& name, Flags flags) {
   OpCase c = self(name, flags);
   c.small = {texts({2, 1}, 2, {3, 4}), texts({3}, 3, {3})};
-  c.sweep = {texts({1, 1, 1}, 16, {5, 33, 70}), texts({4, 2}, 17, {4, 30}), texts({3, 0, 2}, 9, {3, 5, 2})};
+  c.sweep = {texts({1, 1, 1}, 16, {5, 33, 70}), texts({4, 2}, 17, {4, 30}),
+             texts({3, 0, 2}, 9, {3, 5, 2})};
   c.large = {texts({7, 64}, 32, {130, 257})};
   for (auto* sizes : {&c.small, &c.sweep, &c.large})
     for (auto& one : *sizes) one.out = 2;
@@ -144,7 +159,8 @@ std::vector<OpCase> segment_cases() {
   OpCase first = pooling("segment_first", [](Inputs& in) {
     return segment_first(rows_of(in), in.segments(in.sizes().lengths));
   });
-  first.sweep = {texts({}, 5), texts({1}, 3), texts({3, 1, 2}, 17), texts({16, 17, 15}, 16)};  // none empty
+  first.sweep = {texts({}, 5), texts({1}, 3), texts({3, 1, 2}, 17),
+                 texts({16, 17, 15}, 16)};  // none empty
   first.large = {texts({100, 1, 57, 31, 130}, 260)};
   list.push_back(first);
 
@@ -169,8 +185,8 @@ std::vector<OpCase> segment_cases() {
     Index size = in.out() * in.cols();
     Tensor x = in.x("qkv", {in.rows(), 3 * size});
     Segments rows = in.segments(in.sizes().lengths);
-    return attention(x.slice_cols(0, size), x.slice_cols(size, 2 * size), x.slice_cols(2 * size, 3 * size),
-                     rows, rows, plain(in));
+    return attention(x.slice_cols(0, size), x.slice_cols(size, 2 * size),
+                     x.slice_cols(2 * size, 3 * size), rows, rows, plain(in));
   };
   fused.composition = {};
   list.push_back(fused);

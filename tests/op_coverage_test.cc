@@ -1,5 +1,6 @@
-// Nothing forgotten: every slot of the tables is filled, the list of cases reaches every slot, and every op of
-// ops.h has a case. A program of its own: it stands in for the simt backend with a table that counts calls.
+// Nothing forgotten: every slot of the tables is filled, the list of cases reaches every slot, and
+// every op of ops.h has a case. The link seam gives the test program a simt backend: the cpu table,
+// with every call counted.
 #include "runtime/backend.h"
 #include "tests/op_cases.h"
 
@@ -107,8 +108,11 @@ Kernels<float> counting(Kernels<float> t) {
 
 }  // namespace
 
-// The link seam: these take the place of cuda/absent.cc, which the linker then leaves in its archive.
-const Backend* cuda_backend() { return nullptr; }
+// The link seam: these take the place of cuda/absent.cc, which the linker then leaves in its
+// archive.
+const Backend* cuda_backend() {
+  return nullptr;
+}
 const Backend* simt_backend() {
   static const Kernels<float> table = counting(*cpu_backend().f32);
   static const Backend backend = [] {
@@ -167,7 +171,8 @@ TEST(Coverage, EveryOpHasACase) {
     std::smatch match;
     if (!std::regex_match(line, match, declaration)) continue;
     ++ops;
-    EXPECT_TRUE(covered.contains(match[1])) << "ops.h declares '" << match[1] << "', tests/op_cases*.cc has none";
+    EXPECT_TRUE(covered.contains(match[1]))
+        << "ops.h declares '" << match[1] << "', tests/op_cases*.cc has none";
   }
   EXPECT_GE(ops, 30u);
 }

@@ -1,5 +1,6 @@
-// Gradients against central differences, in double on the reference kernels: the formulas of ops/ and of
-// cpu/reference, every element of every input, with a random cotangent. And every op against its composition.
+// Gradients against central differences, in double on the reference kernels: the formulas of ops/
+// and of cpu/reference, every element of every input, with a random cotangent. And every op against
+// its composition.
 #include "tests/op_cases.h"
 
 #include <gtest/gtest.h>
@@ -73,13 +74,14 @@ TEST_P(Composition, GivesTheSame) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Ops, Gradcheck,
-                         ::testing::ValuesIn(op_cases_where([](const OpCase& c) { return c.numeric; })),
+INSTANTIATE_TEST_SUITE_P(Ops, Gradcheck, ::testing::ValuesIn(op_cases_where([](const OpCase& c) {
+                           return c.numeric;
+                         })),
                          [](const auto& one) { return test_name(one.param); });
-INSTANTIATE_TEST_SUITE_P(
-    Ops, Composition,
-    ::testing::ValuesIn(op_cases_where([](const OpCase& c) { return bool(c.composition); })),
-    [](const auto& one) { return test_name(one.param); });
+INSTANTIATE_TEST_SUITE_P(Ops, Composition, ::testing::ValuesIn(op_cases_where([](const OpCase& c) {
+                           return bool(c.composition);
+                         })),
+                         [](const auto& one) { return test_name(one.param); });
 
 }  // namespace
 

@@ -12,12 +12,14 @@ constexpr Index before_rows = 2, after_rows = 1, before_cols = 3, after_cols = 2
 double number(std::uint32_t word, Values values) {
   double u = unit_real(word);
   switch (values) {
-    case Values::uniform: return 2 * u - 1;  // 24 bits: exact in float
+    case Values::uniform:
+      return 2 * u - 1;  // 24 bits: exact in float
     case Values::apart: {
       double away = static_cast<double>(static_cast<float>(0.1 + 0.9 * u));
       return (word & 1u) != 0 ? -away : away;
     }
-    case Values::positive: return static_cast<double>(static_cast<float>(0.05 + u));
+    case Values::positive:
+      return static_cast<double>(static_cast<float>(0.05 + u));
   }
   return 0;
 }
@@ -38,8 +40,8 @@ Tensor inner(const Tensor& whole, const Shape& shape) {
 }  // namespace
 
 std::string describe(const Sizes& s) {
-  std::string text = fmt::format("rows {} cols {} out {} experts {} choices {}", s.rows, s.cols, s.out,
-                                 s.experts, s.choices);
+  std::string text = fmt::format("rows {} cols {} out {} experts {} choices {}", s.rows, s.cols,
+                                 s.out, s.experts, s.choices);
   if (!s.lengths.empty()) text += fmt::format(" lengths {}", fmt::join(s.lengths, ","));
   if (!s.key_lengths.empty()) text += fmt::format(" key lengths {}", fmt::join(s.key_lengths, ","));
   return text;
@@ -57,7 +59,8 @@ std::vector<double> numbers(const std::string& name, const Shape& shape, Values 
   return list;
 }
 
-Tensor tensor_of(const std::vector<double>& values, const Shape& shape, DType dtype, Device device) {
+Tensor tensor_of(const std::vector<double>& values, const Shape& shape, DType dtype,
+                 Device device) {
   if (dtype == DType::f64) return from_host(values, shape, device);
   return from_host(std::vector<float>(values.begin(), values.end()), shape, device);
 }
@@ -83,7 +86,8 @@ Tensor Inputs::leaf(const std::string& name, const Shape& shape, Values values, 
   made.values = numbers(name, shape, values, first);
   if (placement_.embedded && may_embed) {
     Shape larger = surrounding(shape);
-    made.whole = full(larger, placement_.dtype, placement_.device, std::numeric_limits<double>::quiet_NaN());
+    made.whole =
+        full(larger, placement_.dtype, placement_.device, std::numeric_limits<double>::quiet_NaN());
     made.view = inner(made.whole, shape);
   } else {
     made.whole = made.view = empty(shape, placement_.dtype, placement_.device);
@@ -94,8 +98,8 @@ Tensor Inputs::leaf(const std::string& name, const Shape& shape, Values values, 
 }
 
 Tensor Inputs::constant(const std::string& name, const Shape& shape) {
-  return tensor_of(numbers(name, shape, Values::uniform, placement_.first_row), shape, placement_.dtype,
-                   placement_.device);
+  return tensor_of(numbers(name, shape, Values::uniform, placement_.first_row), shape,
+                   placement_.dtype, placement_.device);
 }
 
 std::vector<std::int32_t> Inputs::draw(const std::string& name, Index count, Index limit) const {
@@ -131,7 +135,8 @@ bool Inputs::surroundings_intact(std::string* broken) const {
       Index from = static_cast<Index>(i) - offset;
       bool inside = from >= 0 && from / ld < leaf.view.rows() && from % ld < leaf.view.cols();
       if (inside || (std::isnan(data[i]) && gradient[i] == 0)) continue;
-      *broken = fmt::format("{} at element {}: data {}, gradient {}", name, i, data[i], gradient[i]);
+      *broken =
+          fmt::format("{} at element {}: data {}, gradient {}", name, i, data[i], gradient[i]);
       return false;
     }
   }

@@ -1,6 +1,6 @@
-// Inputs of an op case: named leaves whose numbers depend on (name, row, column) alone, never on dtype, device,
-// batch size or order of creation. So the same case in float and double sees equal numbers (all are exact
-// floats), and a case built from row 37 on holds row 37 of the larger case.
+// Inputs of an op case: named leaves whose numbers depend on (name, row, column) alone, never on
+// dtype, device, batch size or order of creation. So the same case in float and double sees equal
+// numbers (all are exact floats), and a case built from row 37 on holds row 37 of the larger case.
 #pragma once
 
 #include "ops/ops.h"
@@ -31,13 +31,14 @@ struct Placement {
   DType dtype = DType::f64;
   Index first_row = 0, first_key_row = 0;  // numbers of the first local rows in the whole batch
   Index first_output_row = 0;              // of the cotangent
-  bool embedded = false;                   // every float leaf is a view inside a larger NaN-filled storage
-  std::string frozen = {};                 // the leaf of this name needs no gradient
+  bool embedded = false;    // every float leaf is a view inside a larger NaN-filled storage
+  std::string frozen = {};  // the leaf of this name needs no gradient
 };
 
 class Inputs {
  public:
-  Inputs(Placement placement, Sizes sizes) : placement_(std::move(placement)), sizes_(std::move(sizes)) {}
+  Inputs(Placement placement, Sizes sizes)
+      : placement_(std::move(placement)), sizes_(std::move(sizes)) {}
 
   const Sizes& sizes() const { return sizes_; }
   const Placement& placement() const { return placement_; }
@@ -57,7 +58,8 @@ class Inputs {
   Tensor weight(const std::string& name, const Shape& shape, Values values = Values::uniform) {
     return leaf(name, shape, values, Origin::fixed);
   }
-  // A matrix that kernels read as one vector (biases of a bank): contiguous by contract, so never embedded.
+  // A matrix that kernels read as one vector (biases of a bank): contiguous by contract, so never
+  // embedded.
   Tensor vector(const std::string& name, const Shape& shape) {
     return leaf(name, shape, Values::uniform, Origin::fixed, false);
   }
@@ -76,7 +78,9 @@ class Inputs {
     return pack_segments(lengths, placement_.device);
   }
   // Dropout and noise of this batch, switched on.
-  Draw dice() const { return {.seed = 11, .step = 3, .side = 0, .row0 = placement_.first_row, .train = true}; }
+  Draw dice() const {
+    return {.seed = 11, .step = 3, .side = 0, .row0 = placement_.first_row, .train = true};
+  }
 
   // The leaves, for those who walk them.
   struct Leaf {
@@ -86,7 +90,8 @@ class Inputs {
   };
   std::map<std::string, Leaf>& leaves() { return leaves_; }
   void set(Leaf& leaf, std::size_t element, double value) const;
-  // True when everything around the embedded leaves is as it was: NaN data, zero or untouched gradient.
+  // True when everything around the embedded leaves is as it was: NaN data, zero or untouched
+  // gradient.
   bool surroundings_intact(std::string* broken) const;
 
  private:
@@ -99,7 +104,8 @@ class Inputs {
 };
 
 // Numbers for any tensor, as leaves get them.
-std::vector<double> numbers(const std::string& name, const Shape& shape, Values values, Index first_row);
+std::vector<double> numbers(const std::string& name, const Shape& shape, Values values,
+                            Index first_row);
 Tensor tensor_of(const std::vector<double>& values, const Shape& shape, DType dtype, Device device);
 // Elements as double: exact for f32 and f64, so equality of the result is equality of bits.
 std::vector<double> elements(const Tensor& x);

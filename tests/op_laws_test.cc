@@ -1,5 +1,6 @@
-// The laws of the contract, case by case: gradients add, results do not depend on threads, on the other rows of
-// a batch or on packing, views are as good as whole tensors, frozen inputs change nothing for the others.
+// The laws of the contract, case by case: gradients add, results do not depend on threads, on the
+// other rows of a batch or on packing, views are as good as whole tensors, frozen inputs change
+// nothing for the others.
 #include "runtime/parallel.h"
 #include "tests/levels.h"
 #include "tests/op_cases.h"
@@ -32,7 +33,8 @@ std::vector<Sizes> sizes_for(const OpCase& c, const Placement& placement) {
 }
 
 // The rows first .. first+count-1 of a dense matrix.
-std::vector<double> rows_of(const std::vector<double>& values, Index cols, Index first, Index count) {
+std::vector<double> rows_of(const std::vector<double>& values, Index cols, Index first,
+                            Index count) {
   return {values.begin() + first * cols, values.begin() + (first + count) * cols};
 }
 
@@ -43,7 +45,8 @@ TEST_P(Laws, TwoBackwardPassesGiveTwice) {
       SCOPED_TRACE(fmt::format("{} {}", placement.device, describe(sizes)));
       Inputs once_in(placement, sizes), twice_in(placement, sizes);
       Outcome once = run(c.call, once_in, 1), twice = run(c.call, twice_in, 2);
-      // The reference carries sums in double, and some start from the old value: exact in float, not in double.
+      // The reference carries sums in double, and some start from the old value: exact in float,
+      // not in double.
       bool exact = placement.dtype == DType::f32 && !c.scatters;
       double unit = placement.dtype == DType::f64 ? 0x1p-53 : 0x1p-24;
       for (auto& [name, gradient] : once.gradients) {
@@ -116,12 +119,14 @@ TEST_P(TextLaws, OtherTextsDoNotMatter) {
         placement.first_output_row = pooled ? static_cast<Index>(text) : placement.first_row;
         Inputs in(placement, one);
         Outcome part = run(c.call, in), cut;
-        cut.y = rows_of(whole.y, whole.shape.cols(), placement.first_output_row, pooled ? 1 : one.rows);
+        cut.y =
+            rows_of(whole.y, whole.shape.cols(), placement.first_output_row, pooled ? 1 : one.rows);
         for (auto& [name, leaf] : in.leaves())
           if (leaf.origin != Origin::fixed && whole.gradients.contains(name))
-            cut.gradients[name] = rows_of(
-                whole.gradients[name], leaf.view.cols(),
-                leaf.origin == Origin::rows ? placement.first_row : placement.first_key_row, leaf.view.rows());
+            cut.gradients[name] =
+                rows_of(whole.gradients[name], leaf.view.cols(),
+                        leaf.origin == Origin::rows ? placement.first_row : placement.first_key_row,
+                        leaf.view.rows());
         expect_same(cut, part, fmt::format("{} text {}, {}", level, text, describe(sizes)));
         placement.first_row += one.rows;
         placement.first_key_row += keys;
@@ -157,7 +162,8 @@ TEST_P(Laws, FrozenInputsCostNothing) {
         Inputs in(placement, sizes);
         Outcome frozen = run(c.call, in);
         EXPECT_FALSE(frozen.gradients.contains(name));
-        expect_same(frozen, free, fmt::format("{} frozen, {} {}", name, placement.device, describe(sizes)));
+        expect_same(frozen, free,
+                    fmt::format("{} frozen, {} {}", name, placement.device, describe(sizes)));
       }
     }
 }
@@ -191,11 +197,13 @@ TEST_P(Laws, NothingIsLeftUnwritten) {
 
 INSTANTIATE_TEST_SUITE_P(Ops, Laws, ::testing::ValuesIn(op_cases()),
                          [](const auto& one) { return test_name(one.param); });
-INSTANTIATE_TEST_SUITE_P(Ops, RowLaws,
-                         ::testing::ValuesIn(op_cases_where([](const OpCase& c) { return c.row_wise; })),
+INSTANTIATE_TEST_SUITE_P(Ops, RowLaws, ::testing::ValuesIn(op_cases_where([](const OpCase& c) {
+                           return c.row_wise;
+                         })),
                          [](const auto& one) { return test_name(one.param); });
-INSTANTIATE_TEST_SUITE_P(Ops, TextLaws,
-                         ::testing::ValuesIn(op_cases_where([](const OpCase& c) { return c.text_wise; })),
+INSTANTIATE_TEST_SUITE_P(Ops, TextLaws, ::testing::ValuesIn(op_cases_where([](const OpCase& c) {
+                           return c.text_wise;
+                         })),
                          [](const auto& one) { return test_name(one.param); });
 
 }  // namespace

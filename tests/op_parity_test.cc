@@ -1,6 +1,7 @@
-// Every fast kernel against the reference, forward and backward, on every instruction set this machine runs.
-// The truth is the reference in double: a fast float kernel may be twice as far from it as the reference in float,
-// plus a few units in the last place of the largest element (sums taken in another order).
+// Every fast kernel against the reference, forward and backward, on every instruction set this
+// machine runs. The truth is the reference in double: a fast float kernel may be twice as far from
+// it as the reference in float, plus a few units in the last place of the largest element (sums
+// taken in another order).
 #include "tests/levels.h"
 #include "tests/op_cases.h"
 
@@ -36,7 +37,8 @@ void compare(const OpCase& c, const Sizes& sizes) {
   expect_near({truth.y, reference.y, ours.y}, c, "result");
   ASSERT_EQ(truth.gradients.size(), ours.gradients.size());
   for (const auto& [name, gradient] : truth.gradients)
-    expect_near({gradient, reference.gradients[name], ours.gradients[name]}, c, "gradient of " + name);
+    expect_near({gradient, reference.gradients[name], ours.gradients[name]}, c,
+                "gradient of " + name);
 }
 
 TEST_P(Parity, CpuFollowsReference) {

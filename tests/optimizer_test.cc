@@ -1,6 +1,8 @@
-// AdamW and Adafactor against loops written out by hand in double; groups, clipping, saving; schedules.
-#include "ops/ops.h"
+// AdamW and Adafactor against loops written out by hand in double; groups, clipping, saving;
+// schedules.
 #include "runtime/optimizer.h"
+
+#include "ops/ops.h"
 #include "tests/memory_file.h"
 #include "tests/op_cases.h"
 
@@ -25,7 +27,8 @@ struct Net {
   Tensor weight, bank, bias, unused, stacked;
 
   explicit Net(Device device = Device::reference, DType dtype = DType::f64)
-      : parameters({.dtype = dtype, .device = device, .seed = 5, .source = nullptr, .may_be_missing = {}}),
+      : parameters(
+            {.dtype = dtype, .device = device, .seed = 5, .source = nullptr, .may_be_missing = {}}),
         weight(parameters.root().matrix("encoder.weight", {4, 7}, Init::normal(0.5))),
         bank(parameters.root().matrix("head.bank", {2, 3, 5}, Init::normal(0.5))),
         bias(parameters.root().vector("head.bias", 6, Init::normal(0.5))),
@@ -63,7 +66,8 @@ std::vector<ParameterGroup> groups() {
   return {{"*bias", 1, 0}, {"encoder.*", 0.1, 0.05}, {"*", 1, 0.02}};
 }
 const ParameterGroup& group_of(const std::vector<ParameterGroup>& list, const std::string& name) {
-  return *std::find_if(list.begin(), list.end(), [&](const auto& g) { return matches(g.pattern, name); });
+  return *std::find_if(list.begin(), list.end(),
+                       [&](const auto& g) { return matches(g.pattern, name); });
 }
 
 bool touched(const std::string& name, int step) {
@@ -78,8 +82,8 @@ double norm_of(Net& net, int step, double factor) {
   return std::sqrt(sum);
 }
 
-void expect_close(const std::map<std::string, Numbers>& ours, const std::map<std::string, Numbers>& hand,
-                  double tolerance) {
+void expect_close(const std::map<std::string, Numbers>& ours,
+                  const std::map<std::string, Numbers>& hand, double tolerance) {
   for (const auto& [name, values] : hand)
     EXPECT_LE(testing::distance(ours.at(name), values), tolerance) << name;
 }
@@ -87,7 +91,8 @@ void expect_close(const std::map<std::string, Numbers>& ours, const std::map<std
 TEST(AdamW, FollowsTheFormula) {
   constexpr double clip = 1.5, factor = 3, beta1 = 0.9, beta2 = 0.99, eps = 1e-6;
   Net net;
-  AdamW optimizer(net.parameters, groups(), {.beta1 = beta1, .beta2 = beta2, .eps = eps, .clip_norm = clip});
+  AdamW optimizer(net.parameters, groups(),
+                  {.beta1 = beta1, .beta2 = beta2, .eps = eps, .clip_norm = clip});
   auto hand = net.values();
   std::map<std::string, Numbers> m, v;
   std::map<std::string, int> updates;
@@ -109,7 +114,8 @@ TEST(AdamW, FollowsTheFormula) {
         double gi = g[i] * clip / norm;
         m[name][i] = beta1 * m[name][i] + (1 - beta1) * gi;
         v[name][i] = beta2 * v[name][i] + (1 - beta2) * gi * gi;
-        double mh = m[name][i] / (1 - std::pow(beta1, t)), vh = v[name][i] / (1 - std::pow(beta2, t));
+        double mh = m[name][i] / (1 - std::pow(beta1, t)),
+               vh = v[name][i] / (1 - std::pow(beta2, t));
         double r = rate * group.rate_factor;
         p[i] -= r * (mh / (std::sqrt(vh) + eps) + group.decay * p[i]);
       }
@@ -206,7 +212,9 @@ struct Options<Adafactor> {
 template <class Optimizer>
 class AnyOptimizer : public ::testing::Test {
  protected:
-  static Optimizer make(Net& net) { return {net.parameters, groups(), Options<Optimizer>::make(1)}; }
+  static Optimizer make(Net& net) {
+    return {net.parameters, groups(), Options<Optimizer>::make(1)};
+  }
 };
 using Optimizers = ::testing::Types<AdamW, Adafactor>;
 TYPED_TEST_SUITE(AnyOptimizer, Optimizers);
@@ -224,7 +232,8 @@ TYPED_TEST(AnyOptimizer, ContinuesIdenticallyFromItsState) {
       first.fill(step);
       b.step(0.1);
     }
-    TensorFile model = memory_file(first.parameters.named_tensors()), state = memory_file(b.state());
+    TensorFile model = memory_file(first.parameters.named_tensors()),
+               state = memory_file(b.state());
     second.parameters.load_values(model);
     c.load_state(state, b.steps());
     EXPECT_EQ(c.steps(), 2);
@@ -260,7 +269,8 @@ TYPED_TEST(AnyOptimizer, DamagedStateIsNamed) {
   } catch (const Error& error) {
     EXPECT_EQ(error.fault(), Fault::bad_data);
     EXPECT_NE(std::string(error.what()).find(victim), std::string::npos) << error.what();
-    EXPECT_NE(std::string(error.what()).find("optimizer.safetensors"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("optimizer.safetensors"), std::string::npos)
+        << error.what();
   }
 }
 
@@ -269,9 +279,11 @@ TYPED_TEST(AnyOptimizer, ClearsGradientsAndRefusesBadOnes) {
   TypeParam optimizer = this->make(net);
   net.fill(0);
   optimizer.step(0.1);
-  for (const auto& entry : net.parameters.entries()) EXPECT_FALSE(entry.tensor.grad()) << entry.name;
+  for (const auto& entry : net.parameters.entries())
+    EXPECT_FALSE(entry.tensor.grad()) << entry.name;
   auto before = net.values();
-  for (double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+  for (double bad :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
     net.fill(0);
     grad<double>(net.bank)[1][2] = bad;
     StepReport report = optimizer.step(0.1);
@@ -290,7 +302,8 @@ TYPED_TEST(AnyOptimizer, WantsNoTapeAndAGroupForEveryParameter) {
     Tape tape;
     EXPECT_THROW(optimizer.step(0.1), Error);
   }
-  EXPECT_THROW(TypeParam(net.parameters, {{"encoder.*", 1, 0}}, Options<TypeParam>::make(0)), Error);
+  EXPECT_THROW(TypeParam(net.parameters, {{"encoder.*", 1, 0}}, Options<TypeParam>::make(0)),
+               Error);
 }
 
 TYPED_TEST(AnyOptimizer, FrozenParametersStay) {

@@ -1,6 +1,8 @@
-// Parameters: names and scopes, initialisation by name, binding from a file, stacked and tied storages, freezing.
-#include "ops/ops.h"
+// Parameters: names and scopes, initialisation by name, binding from a file, stacked and tied
+// storages, freezing.
 #include "runtime/parameters.h"
+
+#include "ops/ops.h"
 #include "tests/memory_file.h"
 
 #include <gtest/gtest.h>
@@ -15,7 +17,9 @@ using testing::entry_of;
 using testing::memory_file;
 using Floats = std::vector<float>;
 
-Floats values_of(const Tensor& x) { return to_host<float>(x); }
+Floats values_of(const Tensor& x) {
+  return to_host<float>(x);
+}
 Floats some(std::size_t n, float first = 1) {
   Floats values;
   for (std::size_t i = 0; i < n; ++i) values.push_back(first + static_cast<float>(i));
@@ -56,7 +60,10 @@ TEST(Parameters, ScopesMakeNames) {
 
 TEST(Parameters, InitialisationDependsOnNameAndSeedAlone) {
   auto draw = [](std::uint64_t seed, bool other_first, DType dtype) {
-    Parameters p({.dtype = dtype, .device = Device::reference, .seed = seed, .source = nullptr,
+    Parameters p({.dtype = dtype,
+                  .device = Device::reference,
+                  .seed = seed,
+                  .source = nullptr,
                   .may_be_missing = {}});
     if (other_first) p.root().matrix("other", {5, 5}, Init::normal(1));
     return p.root().matrix("w", {4, 6}, Init::normal(0.5));
@@ -91,17 +98,18 @@ TEST(Parameters, StackIsOneStorageWithSeveralNames) {
   Parameters p;
   Scope s = p.root() / "attention";
   Tensor all = s.stack({"query.weight", "key.weight", "value.weight"}, {2, 3}, Init::normal(1));
-  Tensor biases = s.stack_vectors({"query.bias", "key.bias"}, 2, Init::ones());
+  Tensor biases = s.stack_vectors({"query.bias", "key.bias", "value.bias"}, 2, Init::ones());
   EXPECT_EQ(all.shape(), (Shape{6, 3}));
-  EXPECT_EQ(biases.shape(), (Shape{4}));
-  EXPECT_EQ(p.count(), 22);
-  EXPECT_EQ(p.entries().size(), 5u);
+  EXPECT_EQ(biases.shape(), (Shape{6}));
+  EXPECT_EQ(p.count(), 24);
+  EXPECT_EQ(p.entries().size(), 6u);
   Tensor key = p.find("attention.key.weight");
   EXPECT_EQ(key.storage(), all.storage());
   EXPECT_EQ(values_of(key), values_of(all.slice_rows(2, 4)));
   // Each part is drawn under its own name: as it would be alone.
   Parameters alone;
-  EXPECT_EQ(values_of(key), values_of((alone.root() / "attention").matrix("key.weight", {2, 3}, Init::normal(1))));
+  EXPECT_EQ(values_of(key),
+            values_of((alone.root() / "attention").matrix("key.weight", {2, 3}, Init::normal(1))));
   // A gradient of the whole is the gradient of the parts.
   Tape tape;
   Tensor y = linear(full({1, 3}, DType::f32, Device::cpu, 1), all, biases);
@@ -180,7 +188,8 @@ TEST(Binding, OneErrorListsEverything) {
   TensorFile file = net_file();
   file.tensors.erase("w");
   file.tensors["b"] = entry_of(some(4), {4}, file.source);
-  file.tensors["q"] = entry_of(some(2), {2, 1}, file.source);  // as many elements, and still (1,2) once ones go
+  file.tensors["q"] =
+      entry_of(some(2), {2, 1}, file.source);  // as many elements, and still (1,2) once ones go
   file.tensors["stranger"] = entry_of(some(1), {1}, file.source);
   Parameters p(from(file));
   Net net(p);
@@ -190,8 +199,8 @@ TEST(Binding, OneErrorListsEverything) {
   } catch (const Error& error) {
     EXPECT_EQ(error.fault(), Fault::bad_data);
     std::string text = error.what();
-    for (const char* part : {"model.safetensors", "missing (1): w", "wrong shape (1): b", "(4)", "(3)",
-                             "unexpected (1): stranger"})
+    for (const char* part : {"model.safetensors", "missing (1): w", "wrong shape (1): b", "(4)",
+                             "(3)", "unexpected (1): stranger"})
       EXPECT_NE(text.find(part), std::string::npos) << text << "\nlacks: " << part;
   }
 }
@@ -257,6 +266,16 @@ TEST(Parameters, FreezeByPattern) {
   EXPECT_TRUE(b.needs_grad());
   p.unfreeze("*");
   EXPECT_TRUE(a.needs_grad());
+}
+
+// Query, key and value share one gradient: freezing one alone cannot be done, and is refused.
+TEST(Parameters, PartsOfAStackFreezeTogether) {
+  Parameters p;
+  Tensor all = p.root().stack({"query", "key"}, {2, 2}, Init::ones());
+  EXPECT_THROW(p.freeze("query"), Error);
+  EXPECT_TRUE(all.needs_grad());
+  p.freeze("*");
+  EXPECT_FALSE(all.needs_grad());
 }
 
 TEST(Parameters, ClearingMarksGradientsUntouched) {

@@ -1,4 +1,5 @@
-// Counter-based randomness: known answers, moments, permutations, independence of how a batch is cut.
+// Counter-based randomness: known answers, moments, permutations, independence of how a batch is
+// cut.
 #include "runtime/random.h"
 
 #include "tests/op_inputs.h"
@@ -157,7 +158,8 @@ TEST(Permuted, DependsOnTheKeyAndMixes) {
   }
   EXPECT_LT(same, 20);
   EXPECT_LT(fixed, 20);
-  EXPECT_NEAR(distance, n / 3.0, n / 30.0);  // neighbours end up a third of the range apart, on average
+  EXPECT_NEAR(distance, n / 3.0,
+              n / 30.0);  // neighbours end up a third of the range apart, on average
 }
 
 TEST(Permuted, LargeRanges) {

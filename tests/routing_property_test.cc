@@ -1,4 +1,5 @@
-// Properties of routing that hold whatever the numbers are, on the reference in double and on the fast kernels.
+// Properties of routing that hold whatever the numbers are, on the reference in double and on the
+// fast kernels.
 #include "tests/op_cases.h"
 
 #include <gtest/gtest.h>
@@ -15,7 +16,8 @@ constexpr Index tokens = 23, size = 17, middle = 9, expert_count = 6;
 // A router and a bank of experts as SB-MoE has them, with everything given by name.
 struct Block {
   Placement placement;
-  std::vector<std::int32_t> order = identity(expert_count);  // expert i here is expert order[i] of the bank
+  std::vector<std::int32_t> order =
+      identity(expert_count);  // expert i here is expert order[i] of the bank
   std::vector<std::int32_t> token_order = identity(tokens);
 
   static std::vector<std::int32_t> identity(Index n) {
@@ -24,7 +26,8 @@ struct Block {
     return list;
   }
   // The named rows in the given order.
-  Tensor rows(const std::string& name, const Shape& shape, const std::vector<std::int32_t>& order_of) const {
+  Tensor rows(const std::string& name, const Shape& shape,
+              const std::vector<std::int32_t>& order_of) const {
     auto values = numbers(name, shape, Values::uniform, 0);
     std::vector<double> turned;
     for (auto row : order_of)
@@ -54,7 +57,8 @@ struct Block {
 class RoutingProperty : public ::testing::TestWithParam<Device> {
  protected:
   Placement placement() const {
-    return {.device = GetParam(), .dtype = GetParam() == Device::reference ? DType::f64 : DType::f32};
+    return {.device = GetParam(),
+            .dtype = GetParam() == Device::reference ? DType::f64 : DType::f32};
   }
   double tolerance() const { return GetParam() == Device::reference ? 1e-12 : 1e-5; }
   Tensor tensor(const std::vector<double>& values, const Shape& shape) const {
@@ -175,7 +179,8 @@ TEST_P(RoutingProperty, AllExpertsEqualTheWholeMixture) {
   // Renormalising a softmax over all experts changes nothing.
   TopKOptions options;
   options.renormalise = true;
-  EXPECT_LE(distance(elements(block.forward(expert_count)), elements(block.forward(expert_count, options))),
+  EXPECT_LE(distance(elements(block.forward(expert_count)),
+                     elements(block.forward(expert_count, options))),
             tolerance());
 }
 
@@ -214,7 +219,8 @@ TEST_P(RoutingProperty, RowsAreInExpertOrderAndStable) {
   Inputs in(placement(), {});
   auto expert = in.draw("expert", rows * k, experts + 1);
   for (auto& e : expert) e -= 1;  // -1 now and then
-  Routing r = given(in.integers(expert, {rows, k}), full({rows, k}, placement().dtype, GetParam(), 1), experts);
+  Routing r = given(in.integers(expert, {rows, k}),
+                    full({rows, k}, placement().dtype, GetParam(), 1), experts);
   std::vector<std::int32_t> pairs;
   for (std::size_t i = 0; i < expert.size(); ++i)
     if (expert[i] >= 0) pairs.push_back(static_cast<std::int32_t>(i));
@@ -240,7 +246,8 @@ TEST_P(RoutingProperty, NobodyTaken) {
   Inputs in(placement(), {});
   Tensor x = in.x("x", {4, 3}), w = in.weight("w", {2, 3, 3});
   Tape tape;
-  Routing r = given(in.integers(std::vector<std::int32_t>(4, -1), {4, 1}), in.x("weight", {4, 1}), 2);
+  Routing r =
+      given(in.integers(std::vector<std::int32_t>(4, -1), {4, 1}), in.x("weight", {4, 1}), 2);
   Tensor y = combine(grouped_linear(gather(x, r), w, {}, r.groups), r);
   EXPECT_EQ(elements(y), std::vector<double>(12, 0.0));
   tape.backward(y, full({4, 3}, placement().dtype, GetParam(), 1));
@@ -253,8 +260,9 @@ TEST_P(RoutingProperty, NobodyTaken) {
 // sbmoe.md section 14, item 13.
 TEST_P(RoutingProperty, LossesOfThePaper) {
   auto loss_of = [&](const std::vector<double>& prob, const std::vector<std::int32_t>& expert) {
-    return item(balance_loss(tensor(prob, {static_cast<Index>(expert.size()), 2}),
-                             from_host(expert, {static_cast<Index>(expert.size()), 1}, GetParam())));
+    return item(
+        balance_loss(tensor(prob, {static_cast<Index>(expert.size()), 2}),
+                     from_host(expert, {static_cast<Index>(expert.size()), 1}, GetParam())));
   };
   double allowed = GetParam() == Device::reference ? 1e-9 : 1e-6;
   EXPECT_NEAR(loss_of({.7, .3, .7, .3, .7, .3, .7, .3}, {0, 0, 0, 1}), 1.2, allowed);
@@ -264,7 +272,8 @@ TEST_P(RoutingProperty, LossesOfThePaper) {
   EXPECT_NEAR(item(z_loss(tensor({1, 0}, {1, 2}))), 1.7246562599, allowed);
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, RoutingProperty, ::testing::Values(Device::reference, Device::cpu),
+INSTANTIATE_TEST_SUITE_P(Devices, RoutingProperty,
+                         ::testing::Values(Device::reference, Device::cpu),
                          [](const auto& one) { return std::string(name_of(one.param)); });
 
 }  // namespace

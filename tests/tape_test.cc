@@ -19,7 +19,9 @@ Tensor leaf(const Numbers& values, const Shape& shape) {
   x.require_grad();
   return x;
 }
-Tensor ones(const Shape& shape) { return full(shape, DType::f64, device, 1); }
+Tensor ones(const Shape& shape) {
+  return full(shape, DType::f64, device, 1);
+}
 
 TEST(Tape, NothingIsRecordedWithoutOne) {
   Tensor x = leaf({1, 2}, {1, 2});
@@ -215,8 +217,7 @@ Gradients gradients(const std::function<Tensor(const Model&, const Tensor&)>& fo
 }
 
 TEST(Recompute, GivesTheSameBitsWithDropout) {
-  Gradients plain =
-      gradients([](const Model& m, const Tensor& x) { return m.block(m.block(x)); });
+  Gradients plain = gradients([](const Model& m, const Tensor& x) { return m.block(m.block(x)); });
   Gradients again = gradients([](const Model& m, const Tensor& x) {
     auto f = [&m](const std::vector<Tensor>& in) { return m.block(in[0]); };
     return recompute(f, {recompute(f, {x})});
@@ -229,7 +230,7 @@ TEST(Recompute, Nests) {
   Gradients plain = gradients([](const Model& m, const Tensor& x) { return m.block(m.block(x)); });
   Gradients nested = gradients([](const Model& m, const Tensor& x) {
     auto inner = [&m](const std::vector<Tensor>& in) { return m.block(in[0]); };
-    auto outer = [&inner](const std::vector<Tensor>& in) {
+    auto outer = [inner](const std::vector<Tensor>& in) {
       return recompute(inner, {recompute(inner, {in[0]})});
     };
     return recompute(outer, {x});
@@ -249,7 +250,9 @@ TEST(Recompute, MayReturnAView) {
   // The function's result need not be a whole storage: its gradient must land in the right rows.
   auto run = [](bool checkpoint) {
     Tensor x = leaf({1, 2, 3, 4, 5, 6}, {3, 2});
-    auto f = [](const std::vector<Tensor>& in) { return mul(in[0], in[0]).slice_rows(1, 3).slice_cols(1, 2); };
+    auto f = [](const std::vector<Tensor>& in) {
+      return mul(in[0], in[0]).slice_rows(1, 3).slice_cols(1, 2);
+    };
     Tape tape;
     Tensor y = checkpoint ? recompute(f, {x}) : f({x});
     tape.backward(scale(y, 2), ones({2, 1}));
@@ -278,8 +281,8 @@ TEST(Recompute, WithoutATapeItJustRuns) {
   EXPECT_FALSE(y.needs_grad());
 }
 
-// GradCache: embed chunks without a tape, differentiate the loss at the embeddings, run each chunk again and start
-// from its rows of that gradient.
+// GradCache: embed chunks without a tape, differentiate the loss at the embeddings, run each chunk
+// again and start from its rows of that gradient.
 TEST(Tape, ChunkedBackwardEqualsWhole) {
   Model model;
   Tensor x = from_host(numbers("x", {6, 5}, Values::uniform, 0), {6, 5}, device);

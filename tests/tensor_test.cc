@@ -20,7 +20,9 @@ Tensor counting(const Shape& shape) {
   return from_host(values, shape, device);
 }
 using Values = std::vector<double>;
-Values values_of(const Tensor& x) { return to_host<double>(x); }
+Values values_of(const Tensor& x) {
+  return to_host<double>(x);
+}
 
 TEST(Shape, CountsRowsAndColumns) {
   Shape shape{2, 3, 4};
@@ -176,7 +178,8 @@ TEST(ViewGradients, OnlyTheFirstWriterOfAWholeStorageOverwrites) {
 }
 
 TEST(PackedForms, WritingDropsThem) {
-  Tensor x = full({3, 40}, DType::f32, Device::cpu, 1), w = full({20, 40}, DType::f32, Device::cpu, 1);
+  Tensor x = full({3, 40}, DType::f32, Device::cpu, 1),
+         w = full({20, 40}, DType::f32, Device::cpu, 1);
   EXPECT_EQ(to_host<float>(linear(x, w, {}))[0], 40);
   linear(x, w, {});
   EXPECT_LE(w.storage()->packed.size(), 1u);  // made once
@@ -188,7 +191,8 @@ TEST(PackedForms, WritingDropsThem) {
 TEST(ReadOnlyBuffer, IsCopiedAtTheFirstWrite) {
   auto file = std::make_shared<std::vector<float>>(std::vector<float>{1, 2, 3, 4});
   auto buffer = std::make_shared<Buffer>(file->data(), 16, file);
-  Tensor x({2, 2}, std::make_shared<Storage>(Storage{DType::f32, Device::cpu, buffer, nullptr, {}}), 0, 2);
+  Tensor x({2, 2}, std::make_shared<Storage>(Storage{DType::f32, Device::cpu, buffer, nullptr, {}}),
+           0, 2);
   Tensor view = x.slice_rows(1, 2);
   EXPECT_EQ(static_cast<const void*>(x.data<float>()), file->data());
   view.mut<float>()[0] = 9;
@@ -237,7 +241,8 @@ TEST(Allocator, BlocksAreAlignedAndDistinct) {
   for (std::size_t i = 0; i < all.size(); ++i) {
     auto address = reinterpret_cast<std::uintptr_t>(all[i].data<float>());
     EXPECT_EQ(address % 64, 0u);
-    std::memset(all[i].mut<float>(), static_cast<int>(i), static_cast<std::size_t>(all[i].size()) * 4);
+    std::memset(all[i].mut<float>(), static_cast<int>(i),
+                static_cast<std::size_t>(all[i].size()) * 4);
   }
   for (std::size_t i = 0; i < all.size(); ++i)
     for (float value : to_host<float>(all[i])) {
@@ -290,7 +295,7 @@ TEST(Segments, PackAndCount) {
 TEST(BFloat, RoundsToNearestEven) {
   auto round = [](float x) { return static_cast<float>(bf16(x)); };
   EXPECT_EQ(round(1.0f), 1.0f);
-  EXPECT_EQ(round(1.0f + 0x1p-8f), 1.0f);              // a tie goes to even
+  EXPECT_EQ(round(1.0f + 0x1p-8f), 1.0f);                // a tie goes to even
   EXPECT_EQ(round(1.0f + 3 * 0x1p-8f), 1.0f + 0x1p-6f);  // and up where that is even
   EXPECT_EQ(round(1.0f + 0x1.1p-8f), 1.0f + 0x1p-7f);
   EXPECT_EQ(round(3.4028235e38f), INFINITY);

@@ -1,5 +1,5 @@
-// Batch plans, exact search, embedding runs that are killed at every system call, search over their output, and
-// conversion. The model is a tiny random encoder over the demo's vocabulary.
+// Batch plans, exact search, embedding runs that are killed at every system call, search over their
+// output, and conversion. The model is a tiny random encoder over the demo's vocabulary.
 #include "runtime/parallel.h"
 #include "runtime/random.h"
 #include "runtime/tensor_file.h"
@@ -21,8 +21,8 @@
 namespace moe {
 namespace {
 
-using testing::Faults;
 using testing::FaultKind;
+using testing::Faults;
 using testing::read_raw;
 using testing::TemporaryFolder;
 using testing::write_raw;
@@ -129,7 +129,8 @@ TEST(ExactSearch, EqualsAFullSortWithTiesForAnyBlockAndThreads) {
   for (Index i = 0; i < documents; ++i)
     ids.push_back("d" + std::to_string(permuted(i, documents, 77)));  // no order of its own
   auto ranks = tie_ranks(ids);
-  Tensor dt = from_host(d, {documents, size}, Device::cpu), qt = from_host(q, {queries, size}, Device::cpu);
+  Tensor dt = from_host(d, {documents, size}, Device::cpu),
+         qt = from_host(q, {queries, size}, Device::cpu);
 
   std::vector<std::vector<std::pair<float, std::string>>> expected;
   for (Index i = 0; i < queries; ++i) {
@@ -137,7 +138,8 @@ TEST(ExactSearch, EqualsAFullSortWithTiesForAnyBlockAndThreads) {
     for (Index j = 0; j < documents; ++j) {
       float score = 0;
       for (Index c = 0; c < size; ++c)
-        score += q[static_cast<std::size_t>(i * size + c)] * d[static_cast<std::size_t>(j * size + c)];
+        score +=
+            q[static_cast<std::size_t>(i * size + c)] * d[static_cast<std::size_t>(j * size + c)];
       all.emplace_back(score, ids[static_cast<std::size_t>(j)]);
     }
     std::sort(all.begin(), all.end(), std::greater<>());  // score, then id, both descending
@@ -155,7 +157,8 @@ TEST(ExactSearch, EqualsAFullSortWithTiesForAnyBlockAndThreads) {
           for (std::size_t r = 0; r < hits[i].size(); ++r) {
             EXPECT_EQ(hits[i][r].score, expected[i][r].first);
             EXPECT_EQ(ids[static_cast<std::size_t>(hits[i][r].row)], expected[i][r].second)
-                << "query " << i << " rank " << r << " block " << block << " k " << k << " threads " << team;
+                << "query " << i << " rank " << r << " block " << block << " k " << k << " threads "
+                << team;
           }
         }
       }
@@ -180,7 +183,8 @@ TEST(ExactSearch, RealScoresAreTheSameBitsForAnyBlockAndThreads) {
       for (std::size_t i = 0; i < first.size(); ++i)
         for (std::size_t r = 0; r < first[i].size(); ++r) {
           EXPECT_EQ(first[i][r].row, other[i][r].row);
-          EXPECT_EQ(first[i][r].score, other[i][r].score) << "block " << block << " threads " << team;
+          EXPECT_EQ(first[i][r].score, other[i][r].score)
+              << "block " << block << " threads " << team;
         }
     }
 }
@@ -239,7 +243,8 @@ class EmbedTest : public ::testing::Test {
     return c;
   }
   static std::string files_of(const std::string& out) {
-    return read_raw(out + "/embeddings.npy") + read_raw(out + "/ids.txt") + read_raw(out + "/manifest.json");
+    return read_raw(out + "/embeddings.npy") + read_raw(out + "/ids.txt") +
+           read_raw(out + "/manifest.json");
   }
 
   static TemporaryFolder* folder_;
@@ -273,7 +278,8 @@ TEST_F(EmbedTest, RowsAreThoseOfTheEncoder) {
   EXPECT_EQ(m.model_hash, weights_hash(*encoder));
   EXPECT_EQ(m.source_bytes, static_cast<std::int64_t>(read_raw(corpus()).size()));
   std::string array = read_raw(out / "index/embeddings.npy");
-  EXPECT_EQ(m.embeddings_hash, content_hash(std::as_bytes(std::span<const char>(array.data(), array.size()))));
+  EXPECT_EQ(m.embeddings_hash,
+            content_hash(std::as_bytes(std::span<const char>(array.data(), array.size()))));
   EXPECT_EQ(testing::files_in(out / "index"), 3u);  // nothing left behind
 }
 
@@ -291,8 +297,8 @@ TEST_F(EmbedTest, FilesDoNotDependOnChunkBatchOrThreads) {
   }
 }
 
-// The process ends at its n-th system call of the write side, for every n; the next run must end with the same
-// files as one that was never stopped.
+// The process ends at its n-th system call of the write side, for every n; the next run must end
+// with the same files as one that was never stopped.
 TEST_F(EmbedTest, ARunKilledAnywhereContinuesExactly) {
   TemporaryFolder out;
   run_embed(command(out / "whole"));
@@ -399,7 +405,8 @@ TEST_F(EmbedTest, DamagedPartialFilesAreNotContinued) {
   TemporaryFolder out;
   EmbedCommand c = command(out / "index");
   stop_in_the_middle(c);
-  std::string array = read_raw(c.out + "/embeddings.npy.partial"), progress = read_raw(c.out + "/progress.json");
+  std::string array = read_raw(c.out + "/embeddings.npy.partial"),
+              progress = read_raw(c.out + "/progress.json");
   std::string damaged = array;
   damaged[200] = static_cast<char>(damaged[200] ^ 1);
   write_raw(c.out + "/embeddings.npy.partial", damaged);
@@ -558,7 +565,8 @@ TEST_F(SearchTest, WrongUseIsRefused) {
   // The same id twice would be counted twice.
   std::string ids = read_raw(out_ / "index/ids.txt");
   std::size_t first = ids.find('\n') + 1, second = ids.find('\n', first) + 1;
-  write_raw(out_ / "index/ids.txt", ids.substr(0, first) + ids.substr(0, first) + ids.substr(second));
+  write_raw(out_ / "index/ids.txt",
+            ids.substr(0, first) + ids.substr(0, first) + ids.substr(second));
   EXPECT_ERROR(run_search(searching("x.trec")), "lines 1 and 2");
 }
 
@@ -613,14 +621,16 @@ TEST_F(EmbedTest, ConvertedModelsKeepTheirWeights) {
   c.to = out / "half";
   c.dtype = "bf16";
   run_convert(c);
-  TensorFile full = read_safetensors(model() + "/model.safetensors"), half = read_safetensors(c.to + "/model.safetensors");
+  TensorFile full = read_safetensors(model() + "/model.safetensors"),
+             half = read_safetensors(c.to + "/model.safetensors");
   ASSERT_EQ(full.tensors.size(), half.tensors.size());
   for (const auto& [name, entry] : half.tensors) {
     EXPECT_EQ(entry.dtype, "BF16");
     auto values = to_host<float>(to_tensor(name, full.tensors.at(name), DType::f32, Device::cpu));
     auto rounded = to_host<float>(to_tensor(name, entry, DType::f32, Device::cpu));
     ASSERT_EQ(values.size(), rounded.size());
-    for (std::size_t i = 0; i < values.size(); ++i) ASSERT_EQ(static_cast<float>(bf16(values[i])), rounded[i]);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      ASSERT_EQ(static_cast<float>(bf16(values[i])), rounded[i]);
   }
   auto small = TextEncoder::load(c.to, {});  // a bf16 folder loads as f32
   EXPECT_NE(weights_hash(*small), weights_hash(*before));
@@ -636,7 +646,8 @@ TEST_F(EmbedTest, ConvertReadsPickles) {
     run_convert(c);
     TensorFile before = read_pytorch_bin(from), after = read_safetensors(c.to);
     ASSERT_EQ(before.tensors.size(), after.tensors.size());
-    for (const auto& [key, entry] : before.tensors) EXPECT_EQ(entry.shape, after.tensors.at(key).shape);
+    for (const auto& [key, entry] : before.tensors)
+      EXPECT_EQ(entry.shape, after.tensors.at(key).shape);
   }
 }
 

@@ -1,5 +1,5 @@
-// moe-run bench: our own speed on this machine: products, attention, whole forward passes, training steps, search.
-// Random data and weights; medians. Comparisons with other libraries live in bench/.
+// moe-run bench: our own speed on this machine: products, attention, whole forward passes, training
+// steps, search. Random data and weights; medians. Comparisons with other libraries live in bench/.
 #include "runtime/optimizer.h"
 #include "runtime/parallel.h"
 #include "tools/commands.h"
@@ -31,7 +31,8 @@ std::vector<Index> numbers(const std::string& text, char separator, const char* 
   while (true) {
     Index value = 0;
     auto [next, error] = std::from_chars(at, end, value);
-    check(error == std::errc() && value > 0 && value <= 100'000'000 && (next == end || *next == separator),
+    check(error == std::errc() && value > 0 && value <= 100'000'000 &&
+              (next == end || *next == separator),
           "{} '{}': expected positive numbers with '{}' between them", option, text, separator);
     list.push_back(value);
     if (next == end) return list;
@@ -63,7 +64,8 @@ class Bench {
       : command_(command), device_(parse_device(command.common.device)) {
     auto shape = numbers(command.shape, ',', "--shape");
     check(shape.size() == 4 && shape[1] % shape[2] == 0,
-          "--shape '{}': expected layers,hidden,heads,ffn, hidden a multiple of heads", command.shape);
+          "--shape '{}': expected layers,hidden,heads,ffn, hidden a multiple of heads",
+          command.shape);
     bert_.layers = shape[0];
     bert_.hidden = shape[1];
     bert_.heads = shape[2];
@@ -71,7 +73,8 @@ class Bench {
     bert_.pooler = false;
     batches_ = parse_batches(command.batches);
     for (const Batch& b : batches_)
-      check(b.tokens >= 2 && b.texts * b.tokens <= (Index{1} << 24), "--batches: {} is out of range", b.name());
+      check(b.tokens >= 2 && b.texts * b.tokens <= (Index{1} << 24),
+            "--batches: {} is out of range", b.name());
   }
 
   void run() {
@@ -108,12 +111,15 @@ class Bench {
     return seconds.size() % 2 ? seconds[half] : (seconds[half - 1] + seconds[half]) / 2;
   }
 
-  void row(const char* what, const std::string& name, double seconds, const std::vector<Rate>& rates) const {
+  void row(const char* what, const std::string& name, double seconds,
+           const std::vector<Rate>& rates) const {
     if (command_.common.json) {
-      fmt::print("{{\"bench\":\"{}\",\"name\":{},\"device\":\"{}\",\"level\":\"{}\",\"threads\":{},\"shape\":{},"
-                 "\"repetitions\":{},\"milliseconds\":{:.6g}",
-                 what, json_quote(name), name_of(device_), backend(device_).level, threads(),
-                 json_quote(command_.shape), command_.repetitions, seconds * 1e3);
+      fmt::print(
+          "{{\"bench\":\"{}\",\"name\":{},\"device\":\"{}\",\"level\":\"{}\",\"threads\":{},"
+          "\"shape\":{},"
+          "\"repetitions\":{},\"milliseconds\":{:.6g}",
+          what, json_quote(name), name_of(device_), backend(device_).level, threads(),
+          json_quote(command_.shape), command_.repetitions, seconds * 1e3);
       for (const Rate& r : rates) fmt::print(",\"{}\":{:.6g}", r.json, r.per_second / r.divisor);
       fmt::print("}}\n");
     } else {
@@ -125,16 +131,19 @@ class Bench {
   }
 
   Tensor noise(const Shape& shape, std::uint64_t stream) const {
-    return random_normal(shape, DType::f32, device_, Draw{.seed = command_.common.seed}.dice(stream));
+    return random_normal(shape, DType::f32, device_,
+                         Draw{.seed = command_.common.seed}.dice(stream));
   }
 
-  std::vector<std::vector<std::int32_t>> random_texts(const Batch& batch, std::uint64_t stream) const {
+  std::vector<std::vector<std::int32_t>> random_texts(const Batch& batch,
+                                                      std::uint64_t stream) const {
     std::vector<std::vector<std::int32_t>> texts(static_cast<std::size_t>(batch.texts));
     std::uint64_t state = mix64(command_.common.seed + stream);
     for (auto& text : texts)
       for (Index i = 0; i < batch.tokens; ++i) {
         state = mix64(state);
-        text.push_back(static_cast<std::int32_t>(state % static_cast<std::uint64_t>(bert_.vocabulary)));
+        text.push_back(
+            static_cast<std::int32_t>(state % static_cast<std::uint64_t>(bert_.vocabulary)));
       }
     return texts;
   }
@@ -151,12 +160,14 @@ class Bench {
       Index in, out;
     };
     for (const Batch& batch : batches_)
-      for (const Product& p : {Product{"query key value", h, 3 * h}, Product{"attention out", h, h},
-                               Product{"feed-forward up", h, f}, Product{"feed-forward down", f, h}}) {
+      for (const Product& p :
+           {Product{"query key value", h, 3 * h}, Product{"attention out", h, h},
+            Product{"feed-forward up", h, f}, Product{"feed-forward down", f, h}}) {
         Index rows = batch.texts * batch.tokens;
         Tensor x = noise({rows, p.in}, 1), w = noise({p.out, p.in}, 2), b = noise({p.out}, 3);
         double s = median([&] { linear(x, w, b); });
-        double flops = 2 * static_cast<double>(rows) * static_cast<double>(p.in) * static_cast<double>(p.out);
+        double flops =
+            2 * static_cast<double>(rows) * static_cast<double>(p.in) * static_cast<double>(p.out);
         row("gemm", fmt::format("{} {}x{}x{}", p.name, rows, p.out, p.in), s,
             {{flops / s, "gflops", "GFLOP/s", 1e9}});
       }
@@ -169,11 +180,12 @@ class Bench {
     options.scale = 1 / std::sqrt(static_cast<double>(h / bert_.heads));
     for (const Batch& batch : batches_) {
       Tensor qkv = noise({batch.texts * batch.tokens, 3 * h}, 4);
-      std::vector<std::int32_t> lengths(static_cast<std::size_t>(batch.texts), static_cast<std::int32_t>(batch.tokens));
+      std::vector<std::int32_t> lengths(static_cast<std::size_t>(batch.texts),
+                                        static_cast<std::int32_t>(batch.tokens));
       Segments segments = pack_segments(lengths, device_);
       double s = median([&] {
-        attention(qkv.slice_cols(0, h), qkv.slice_cols(h, 2 * h), qkv.slice_cols(2 * h, 3 * h), segments, segments,
-                  options);
+        attention(qkv.slice_cols(0, h), qkv.slice_cols(h, 2 * h), qkv.slice_cols(2 * h, 3 * h),
+                  segments, segments, options);
       });
       double flops = 4 * static_cast<double>(batch.texts) * static_cast<double>(batch.tokens) *
                      static_cast<double>(batch.tokens) * static_cast<double>(h);
@@ -193,8 +205,8 @@ class Bench {
     TextEncoder::Options options;
     options.device = device_;
     options.seed = command_.common.seed;
-    return TextEncoder::create(std::move(config), make_wordpiece({"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}),
-                               options);
+    return TextEncoder::create(
+        std::move(config), make_wordpiece({"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}), options);
   }
 
   // Multiply-adds of the layers' products and attention, counted as two.
@@ -230,7 +242,8 @@ class Bench {
     reset_peak_memory(device_);
     double s = median([&] {
       Pass pass;
-      pass.draw = {.seed = command_.common.seed, .step = step++, .side = 0, .row0 = 0, .train = true};
+      pass.draw = {
+          .seed = command_.common.seed, .step = step++, .side = 0, .row0 = 0, .train = true};
       Tape tape;
       Tensor q = (*model)(make_batch(queries, device_), pass);
       pass.draw.side = 1;
@@ -260,7 +273,8 @@ class Bench {
       auto n = static_cast<double>(count);
       row("search", fmt::format("{} queries, 100000 x {}, top 100", count, size), s,
           {{n / s, "queries_per_second", "queries/s"},
-           {2 * n * static_cast<double>(documents) * static_cast<double>(size) / s, "gflops", "GFLOP/s", 1e9}});
+           {2 * n * static_cast<double>(documents) * static_cast<double>(size) / s, "gflops",
+            "GFLOP/s", 1e9}});
     }
   }
 

@@ -1,4 +1,5 @@
-// moe-run convert: a model folder or tensor file to safetensors. Pickles are read as data, nothing is executed.
+// moe-run convert: a model folder or tensor file to safetensors. Pickles are read as data, nothing
+// is executed.
 #include "runtime/bytes.h"
 #include "runtime/file_calls.h"
 #include "runtime/tensor_file.h"
@@ -20,8 +21,8 @@ bool is_float(const std::string& dtype) {
   return dtype == "F32" || dtype == "F64" || dtype == "F16" || dtype == "BF16";
 }
 
-// What an entry of the file becomes. Floats follow --dtype; whole numbers keep their type. F16 has no storage of
-// its own here and is kept as F32, which holds each of its values.
+// What an entry of the file becomes. Floats follow --dtype; whole numbers keep their type. F16 has
+// no storage of its own here and is kept as F32, which holds each of its values.
 DType target_of(const std::string& name, const TensorEntry& entry, const std::string& dtype) {
   if (is_float(entry.dtype) && dtype == "bf16") return DType::bf16;
   if (is_float(entry.dtype) && dtype == "f32") return DType::f32;
@@ -32,14 +33,16 @@ DType target_of(const std::string& name, const TensorEntry& entry, const std::st
   if (entry.dtype == "I32" || entry.dtype == "I16") return DType::i32;
   if (entry.dtype == "I8") return DType::i8;
   if (entry.dtype == "U8") return DType::u8;
-  fail(Fault::bad_data, "{}: tensor {} is {}, which cannot be converted", entry.file, in_quotes(name), entry.dtype);
+  fail(Fault::bad_data, "{}: tensor {} is {}, which cannot be converted", entry.file,
+       in_quotes(name), entry.dtype);
 }
 
 struct Totals {
   std::size_t tensors = 0, bytes = 0, widened = 0;
 };
 
-void write_converted(const TensorFile& file, const std::string& to, const std::string& dtype, Totals& totals) {
+void write_converted(const TensorFile& file, const std::string& to, const std::string& dtype,
+                     Totals& totals) {
   std::vector<NamedTensor> tensors;
   for (const auto& [name, entry] : file.tensors) {
     DType target = target_of(name, entry, dtype);
@@ -57,14 +60,17 @@ void write_converted(const TensorFile& file, const std::string& to, const std::s
   write_safetensors(to, tensors, metadata);
   TensorFile again = read_safetensors(to);  // what was written can be read
   if (again.tensors.size() != tensors.size())
-    fail(Fault::io, "{}: {} tensors were written, {} are there", to, tensors.size(), again.tensors.size());
+    fail(Fault::io, "{}: {} tensors were written, {} are there", to, tensors.size(),
+         again.tensors.size());
   totals.tensors += tensors.size();
 }
 
 TensorFile read_any(const std::string& path) {
   if (path.ends_with(".safetensors")) return read_safetensors(path);
-  if (path.ends_with(".bin") || path.ends_with(".pt") || path.ends_with(".pth")) return read_pytorch_bin(path);
-  fail(Fault::usage, "{}: what kind of file is it? Known endings: .safetensors, .bin, .pt, .pth", path);
+  if (path.ends_with(".bin") || path.ends_with(".pt") || path.ends_with(".pth"))
+    return read_pytorch_bin(path);
+  fail(Fault::usage, "{}: what kind of file is it? Known endings: .safetensors, .bin, .pt, .pth",
+       path);
 }
 
 bool has_weights(const std::string& folder) {
@@ -78,8 +84,8 @@ bool has_weights(const std::string& folder) {
 bool is_copied(const fs::path& file) {
   std::string name = file.filename().string(), ending = file.extension().string();
   if (name.ends_with(".index.json")) return false;
-  return ending == ".json" || ending == ".txt" || ending == ".md" || ending == ".model" || name == "LICENSE" ||
-         name == "NOTICE";
+  return ending == ".json" || ending == ".txt" || ending == ".md" || ending == ".model" ||
+         name == "LICENSE" || name == "NOTICE";
 }
 
 // "1_Pooling", "2_Dense": the module folders of the sentence-transformers layout.
@@ -106,7 +112,8 @@ void copy_folder(const std::string& from, const std::string& to, const std::stri
         left_out.push_back(name + "/");
     } else if (is_copied(entry)) {
       write_file_atomically(to + "/" + name, read_text_file(entry.string(), std::size_t{1} << 28));
-    } else if (!name.ends_with(".bin") && !name.ends_with(".safetensors") && !name.ends_with(".index.json")) {
+    } else if (!name.ends_with(".bin") && !name.ends_with(".safetensors") &&
+               !name.ends_with(".index.json")) {
       left_out.push_back(name);
     }
   }
@@ -142,15 +149,19 @@ int run_convert(const ConvertCommand& command) {
   if (directory_exists(command.from)) {
     convert_folder(command, totals);
   } else {
-    if (!file_exists(command.from)) fail(Fault::missing_input, "{}: no such file or folder", command.from);
-    check(command.to.ends_with(".safetensors"), "--to {}: a tensor file is written as .safetensors", command.to);
+    if (!file_exists(command.from))
+      fail(Fault::missing_input, "{}: no such file or folder", command.from);
+    check(command.to.ends_with(".safetensors"), "--to {}: a tensor file is written as .safetensors",
+          command.to);
     std::error_code ignored;
     check(!fs::equivalent(command.from, command.to, ignored), "--from and --to are the same file");
     write_converted(read_any(command.from), command.to, command.dtype, totals);
   }
   if (totals.widened > 0)
-    notice(fmt::format("{} half-precision tensors (F16, I16) are kept as F32 or I32: the same values, twice the bytes",
-                       totals.widened));
+    notice(
+        fmt::format("{} half-precision tensors (F16, I16) are kept as F32 or I32: the same values, "
+                    "twice the bytes",
+                    totals.widened));
   if (command.common.json)
     fmt::print("{{\"tensors\":{},\"bytes\":{}}}\n", totals.tensors, totals.bytes);
   notice(fmt::format("{}: {} tensors, {}", command.to, totals.tensors,

@@ -44,6 +44,25 @@ EncoderConfig small_encoder(Index vocabulary, const std::string& folder) {
   return c;
 }
 
+// A few hundred queries cannot teach an encoder from random weights what words mean. Every passage lends its title
+// and its sentences as further training queries; dev and test stay as they are.
+Collection with_passage_queries(Collection c) {
+  auto add = [&](const std::string& text, const std::string& document) {
+    c.queries.push_back({fmt::format("own-{}", c.queries.size()), text});
+    c.query_index.insert_last(c.queries);
+    c.splits.find("train")->second[c.queries.back().id][document] = 1;
+  };
+  for (const Document& d : c.documents) {
+    add(d.title, d.id);
+    for (std::size_t begin = 0; begin < d.text.size();) {
+      std::size_t end = std::min(d.text.find(". ", begin), d.text.size());
+      if (end - begin > 20) add(d.text.substr(begin, end - begin), d.id);
+      begin = end + 2;
+    }
+  }
+  return c;
+}
+
 TrainConfig recipe(const DemoCommand& command) {
   TrainConfig c;
   c.epochs = command.epochs > 0 ? command.epochs : 12;
@@ -134,6 +153,7 @@ int run_demo(const DemoCommand& command) {
   write_demo_collection(data);
   Collection collection = load_collection(data);
   fmt::print("{}\n", collection.summary());
+  Collection lessons = with_passage_queries(collection);
 
   SbMoeConfig trained;
   trained.experts = 6;
@@ -160,7 +180,7 @@ int run_demo(const DemoCommand& command) {
     std::filesystem::remove_all(folder);
     bool was_quiet = quiet();
     set_quiet(true);
-    Trainer trainer(*encoder, collection, config, folder, "[demo]\n");
+    Trainer trainer(*encoder, lessons, config, folder, "[demo]\n");
     set_quiet(was_quiet);
     Progress progress(v.name, 0, "steps");
     trainer.on_step = [&](Index step, Index total, double loss) {

@@ -7,7 +7,6 @@
 #include "tools/version.h"
 
 #include <fmt/format.h>
-#include <gnu/libc-version.h>
 #include <nlohmann/json.hpp>
 #include <sched.h>
 #include <unistd.h>
@@ -19,6 +18,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <gnu/libc-version.h>
 #include <sstream>
 
 namespace moe {
@@ -62,7 +62,9 @@ std::string proc_value(const std::string& path, const std::string& key) {
   return "";
 }
 
-double proc_kilobytes(const std::string& key) { return std::atof(proc_value("/proc/meminfo", key).c_str()); }
+double proc_kilobytes(const std::string& key) {
+  return std::atof(proc_value("/proc/meminfo", key).c_str());
+}
 
 int allowed_cores() {
   cpu_set_t set;
@@ -74,7 +76,8 @@ double quota_cores() {
   std::istringstream v2(first_line("/sys/fs/cgroup/cpu.max"));
   std::string quota;
   double period = 0;
-  if (v2 >> quota >> period && quota != "max" && period > 0) return std::atof(quota.c_str()) / period;
+  if (v2 >> quota >> period && quota != "max" && period > 0)
+    return std::atof(quota.c_str()) / period;
   double v1 = std::atof(first_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").c_str());
   double v1_period = std::atof(first_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us").c_str());
   return v1 > 0 && v1_period > 0 ? v1 / v1_period : 0;
@@ -88,16 +91,17 @@ double memory_limit_bytes() {
 }
 
 std::string cpu_flags() {
-  static constexpr const char* wanted[] = {"avx2",        "fma",         "avx512f",     "avx512bw", "avx512_vnni",
-                                           "avx512_bf16", "avx_vnni",    "amx_tile",    "amx_bf16", "amx_int8",
-                                           "asimd",       "sve",         "bf16",        "i8mm"};
+  static constexpr const char* wanted[] = {
+      "avx2",     "fma",      "avx512f",  "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
+      "amx_tile", "amx_bf16", "amx_int8", "asimd",    "sve",         "bf16",        "i8mm"};
   std::string all = proc_value("/proc/cpuinfo", "flags"), found;
   if (all.empty()) all = proc_value("/proc/cpuinfo", "Features");
   std::istringstream words(all);
   std::vector<std::string> have;
   for (std::string word; words >> word;) have.push_back(word);
   for (const char* flag : wanted)
-    if (std::find(have.begin(), have.end(), flag) != have.end()) found += (found.empty() ? "" : " ") + std::string(flag);
+    if (std::find(have.begin(), have.end(), flag) != have.end())
+      found += (found.empty() ? "" : " ") + std::string(flag);
   return found.empty() ? "none of those looked for" : found;
 }
 
@@ -132,15 +136,18 @@ std::vector<std::string> traps(int cores) {
   std::vector<std::string> found;
   double quota = quota_cores();
   if (quota > 0 && quota < cores - 0.01)
-    found.push_back(fmt::format("the container grants {:.1f} CPUs of time but shows {} cores: pass --threads {}",
-                                quota, cores, std::max(1, static_cast<int>(quota))));
+    found.push_back(fmt::format(
+        "the container grants {:.1f} CPUs of time but shows {} cores: pass --threads {}", quota,
+        cores, std::max(1, static_cast<int>(quota))));
   if (cores > 0 && threads() > cores)
-    found.push_back(fmt::format("{} threads on {} cores: they will wait for each other; lower --threads or "
-                                "OMP_NUM_THREADS",
-                                threads(), cores));
+    found.push_back(
+        fmt::format("{} threads on {} cores: they will wait for each other; lower --threads or "
+                    "OMP_NUM_THREADS",
+                    threads(), cores));
   if (cores > 0 && threads() < cores)
-    found.push_back(fmt::format("only {} of {} cores are used (--threads, MOE_THREADS or OMP_NUM_THREADS)",
-                                threads(), cores));
+    found.push_back(
+        fmt::format("only {} of {} cores are used (--threads, MOE_THREADS or OMP_NUM_THREADS)",
+                    threads(), cores));
   struct Variable {
     const char *name, *effect;
   };
@@ -155,7 +162,8 @@ std::vector<std::string> traps(int cores) {
       {"MOE_CPU", "forces a lower instruction set: for tests, not for speed"},
   };
   for (const Variable& v : variables)
-    if (const char* value = std::getenv(v.name)) found.push_back(fmt::format("{}={} is set: {}", v.name, value, v.effect));
+    if (const char* value = std::getenv(v.name))
+      found.push_back(fmt::format("{}={} is set: {}", v.name, value, v.effect));
 #ifndef NDEBUG
   found.emplace_back("this is a debug build: slow, and new memory is filled with NaN");
 #endif
@@ -197,17 +205,24 @@ int run_doctor(const DoctorCommand& command) {
   const Backend& cpu = cpu_backend();
   words("level", cpu.level);
   int cores = allowed_cores();
-  put("cores", fmt::format("{} allowed to this process, {} online", cores, sysconf(_SC_NPROCESSORS_ONLN)), cores);
+  put("cores",
+      fmt::format("{} allowed to this process, {} online", cores, sysconf(_SC_NPROCESSORS_ONLN)),
+      cores);
   put("threads", std::to_string(threads()), threads());
-  double total = proc_kilobytes("MemTotal") * 1024, available = proc_kilobytes("MemAvailable") * 1024;
+  double total = proc_kilobytes("MemTotal") * 1024,
+         available = proc_kilobytes("MemAvailable") * 1024;
   double limit = memory_limit_bytes();
-  put("memory", fmt::format("{} in all, {} available{}", human_bytes(total), human_bytes(available),
-                            limit > 0 ? ", the container may use " + human_bytes(limit) : ""),
-      {{"total", total}, {"available", available}, {"limit", limit > 0 ? Json(limit) : Json(nullptr)}});
+  put("memory",
+      fmt::format("{} in all, {} available{}", human_bytes(total), human_bytes(available),
+                  limit > 0 ? ", the container may use " + human_bytes(limit) : ""),
+      {{"total", total},
+       {"available", available},
+       {"limit", limit > 0 ? Json(limit) : Json(nullptr)}});
   std::error_code error;
   auto space = std::filesystem::space(".", error);
   double free = error ? -1 : static_cast<double>(space.available);
-  put("disk", error ? "unknown" : human_bytes(free) + " free in .", error ? Json(nullptr) : Json(free));
+  put("disk", error ? "unknown" : human_bytes(free) + " free in .",
+      error ? Json(nullptr) : Json(free));
   const Backend* cuda = cuda_backend();
   words("cuda", cuda != nullptr ? cuda->level : "none: built without CUDA, or no device answers");
   if (const Backend* simt = simt_backend()) words("simt", simt->level);

@@ -1,17 +1,18 @@
 // moe-run embed: streams texts through the encoder into a folder of embeddings, in bounded memory.
 //
-// A step is `chunk` texts. After each, in this order, everything that far is durable: rows appended to
-// embeddings.npy.partial and ids to ids.txt.partial, then progress.json (this step and the one before), then the
-// row count in the array's header. Whatever moment the process dies at, the header names one of the two steps,
-// and the run continues there; a text's row does not depend on its batch, so the files end up the same.
+// A step is `chunk` texts. After each, in this order, everything that far is durable: rows appended
+// to embeddings.npy.partial and ids to ids.txt.partial, then progress.json (this step and the one
+// before), then the row count in the array's header. Whatever moment the process dies at, the
+// header names one of the two steps, and the run continues there; a text's row does not depend on
+// its batch, so the files end up the same.
 #include "runtime/bytes.h"
 #include "runtime/strict_json.h"
 #include "tools/commands.h"
-#include "tools/dataset.h"
 #include "tools/embedding.h"
 #include "tools/embedding_folder.h"
 #include "tools/progress.h"
 #include "tools/signals.h"
+#include "tools/text_source.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -21,106 +22,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
-#include <filesystem>
 
 namespace moe {
 
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 using Position = LineReader::Position;
-
-std::span<const std::byte> bytes_of(std::string_view text) {
-  return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
-}
-
-// Where texts come from: a file that is streamed, lines on standard input, or the queries of a folder that has no
-// file of them alone (cranfield, SQuAD, ...).
-class TextSource {
- public:
-  TextSource(const EmbedCommand& command, Position start) {
-    bool query = command.kind == "query";
-    if (command.input == "-") {
-      lines_.emplace("-");
-      name_ = "standard input";
-    } else if (query && directory_exists(command.input)) {
-      if (auto file = find_plain_or_gzip(command.input, "queries.jsonl")) {
-        open(CorpusReader(*file, start));
-      } else {
-        collection_ = load_collection(command.input, {.documents = false});
-        next_query_ = static_cast<std::size_t>(start.offset);
-        name_ = command.input;
-      }
-    } else {
-      open(CorpusReader(command.input, start));
-    }
-  }
-
-  bool next(std::string& id, std::string& text) {
-    if (reader_) {
-      Document document;
-      if (!reader_->next(document)) return false;
-      id = std::move(document.id);
-      document.id.clear();
-      text = document.full();
-      return true;
-    }
-    if (lines_) {
-      if (!lines_->next()) return false;
-      id = std::to_string(lines_->number());
-      text = lines_->line();
-      return true;
-    }
-    if (next_query_ >= collection_->queries.size()) return false;
-    const Query& query = collection_->queries[next_query_++];
-    id = query.id;
-    text = query.text;
-    return true;
-  }
-
-  // Where next() will go on. Not used for standard input, which cannot be read twice.
-  Position position() const {
-    if (reader_) return reader_->position();
-    return {static_cast<std::int64_t>(next_query_), static_cast<std::int64_t>(next_query_)};
-  }
-
-  const std::string& name() const { return name_; }
-
-  // Size and hash of what is read, and its number of texts where that is cheap to know (else 0).
-  void identify(EmbeddingManifest& manifest, Index& total) const {
-    manifest.source = name_;
-    if (reader_) {
-      MappedFile file(name_);
-      manifest.source_bytes = static_cast<std::int64_t>(file.size());
-      manifest.source_hash = content_hash({file.data(), file.size()});
-      fs::path path(name_);
-      if (path.extension() == ".jsonl" || path.extension() == ".tsv") {
-        std::string_view text = as_text(file.data(), file.size());
-        total = static_cast<Index>(std::count(text.begin(), text.end(), '\n')) +
-                (text.empty() || text.back() == '\n' ? 0 : 1);
-      }
-    } else if (collection_) {
-      std::string all;
-      for (const Query& query : collection_->queries) all += query.id + "\t" + query.text + "\n";
-      manifest.source_bytes = static_cast<std::int64_t>(all.size());
-      manifest.source_hash = content_hash(bytes_of(all));
-      total = static_cast<Index>(collection_->queries.size());
-    }
-  }
-
- private:
-  void open(CorpusReader reader) {
-    reader_.emplace(std::move(reader));
-    name_ = reader_->name();
-  }
-
-  std::optional<CorpusReader> reader_;
-  std::optional<LineReader> lines_;
-  std::optional<Collection> collection_;
-  std::size_t next_query_ = 0;
-  std::string name_;
-};
 
 // The state after a whole number of chunks.
 struct Step {
@@ -131,8 +39,9 @@ struct Step {
 };
 
 Json to_json(const Step& s) {
-  return {{"count", s.count},           {"tokens", s.tokens},          {"ids_bytes", s.ids_bytes},
-          {"offset", s.position.offset}, {"line", s.position.line}, {"hash", s.hash}};
+  return {{"count", s.count},         {"tokens", s.tokens},
+          {"ids_bytes", s.ids_bytes}, {"offset", s.position.offset},
+          {"line", s.position.line},  {"hash", s.hash}};
 }
 
 Step step_from(const nlohmann::json& json) {
@@ -147,7 +56,8 @@ Step step_from(const nlohmann::json& json) {
 }
 
 std::string chained(const std::string& before, const void* rows, std::size_t bytes) {
-  return content_hash(bytes_of(before + content_hash({static_cast<const std::byte*>(rows), bytes})));
+  return content_hash(
+      as_bytes_of(before + content_hash({static_cast<const std::byte*>(rows), bytes})));
 }
 
 struct Paths {
@@ -195,7 +105,8 @@ class Output {
 
   const Step& step() const { return step_; }
 
-  void append(const std::vector<float>& rows, const std::string& ids, Index tokens, Position position) {
+  void append(const std::vector<float>& rows, const std::string& ids, Index tokens,
+              Position position) {
     Step next = step_;
     next.count += static_cast<Index>(rows.size()) / wanted_.dim;
     next.tokens += tokens;
@@ -216,7 +127,8 @@ class Output {
     step_ = next;
   }
 
-  // The manifest vouches for the two files, so the old one goes before and the new one comes after them.
+  // The manifest vouches for the two files, so the old one goes before and the new one comes after
+  // them.
   EmbeddingManifest finish() {
     sync_fully(ids_.get(), paths_.ids_partial);
     remove_file(paths_.manifest);
@@ -246,19 +158,21 @@ class Output {
 
   // The step of progress.json that the array's header confirms.
   void restore() {
-    nlohmann::json json = parse_json(read_text_file(paths_.progress, std::size_t{1} << 20), paths_.progress);
+    nlohmann::json json =
+        parse_json(read_text_file(paths_.progress, std::size_t{1} << 20), paths_.progress);
     try {
       check(json.at("format") == 1, "{}: format {} is not known to this version", paths_.progress,
             json.at("format").dump());
       EmbeddingManifest old = manifest_from_json(json.at("run").dump(), paths_.progress);
       std::string differs = differences(old, wanted_);
       if (!differs.empty()) refuse("it was made with " + differs);
-      if (old.kind != wanted_.kind || old.prompt != wanted_.prompt || old.device != wanted_.device ||
-          old.max_length != wanted_.max_length)
-        refuse(fmt::format("it was made with --kind {}, prompt '{}', max length {}, device {}", old.kind,
-                           old.prompt, old.max_length, old.device));
+      if (old.kind != wanted_.kind || old.prompt != wanted_.prompt ||
+          old.device != wanted_.device || old.max_length != wanted_.max_length)
+        refuse(fmt::format("it was made with --kind {}, prompt '{}', max length {}, device {}",
+                           old.kind, old.prompt, old.max_length, old.device));
       if (old.source_hash != wanted_.source_hash) refuse("the texts have changed since");
-      if (json.at("chunk") != chunk_) refuse(fmt::format("--chunk was {}", json.at("chunk").dump()));
+      if (json.at("chunk") != chunk_)
+        refuse(fmt::format("--chunk was {}", json.at("chunk").dump()));
       if (rows_->rows() == 0) return;
       for (const auto& entry : json.at("steps"))
         if (Step s = step_from(entry); s.count == rows_->rows()) {
@@ -276,10 +190,13 @@ class Output {
   void verify() const {
     MappedFile array(paths_.array_partial), ids(paths_.ids_partial);
     std::size_t row = static_cast<std::size_t>(wanted_.dim) * sizeof(float);
-    std::size_t bytes = static_cast<std::size_t>(step_.count) * row, piece = static_cast<std::size_t>(chunk_) * row;
-    // The writer has checked the header: 8 bytes of magic, u16 length, that many bytes, then the rows.
+    std::size_t bytes = static_cast<std::size_t>(step_.count) * row,
+                piece = static_cast<std::size_t>(chunk_) * row;
+    // The writer has checked the header: 8 bytes of magic, u16 length, that many bytes, then the
+    // rows.
     std::size_t begin = 10 + std::size_t{load_little<std::uint16_t>(array.data() + 8)};
-    bool whole = array.size() >= begin + bytes && ids.size() >= static_cast<std::size_t>(step_.ids_bytes);
+    bool whole =
+        array.size() >= begin + bytes && ids.size() >= static_cast<std::size_t>(step_.ids_bytes);
     std::string hash;
     for (std::size_t at = 0; whole && at < bytes; at += piece)
       hash = chained(hash, array.data() + begin + at, std::min(piece, bytes - at));
@@ -294,21 +211,32 @@ class Output {
   Step step_;
 };
 
-// True when OUT already holds what was asked for. A finished folder of anything else is not overwritten unasked.
+void print_json(const EmbeddingManifest& manifest, double seconds, Index embedded, Index tokens) {
+  Json json = Json::parse(moe::to_json(manifest));
+  json["seconds"] = seconds;
+  json["embedded"] = embedded;
+  json["tokens"] = tokens;
+  fmt::print("{}\n", json.dump());
+}
+
+// True when OUT already holds what was asked for. A finished folder of anything else is not
+// overwritten unasked.
 bool already_there(const EmbedCommand& command, const EmbeddingManifest& wanted) {
   Paths paths(command.out);
-  if (command.no_resume || file_exists(paths.progress) || !file_exists(paths.manifest)) return false;
+  if (command.no_resume || file_exists(paths.progress) || !file_exists(paths.manifest))
+    return false;
   EmbeddingManifest old =
       manifest_from_json(read_text_file(paths.manifest, std::size_t{1} << 20), paths.manifest);
-  bool same = differences(old, wanted).empty() && old.kind == wanted.kind && old.prompt == wanted.prompt &&
-              old.max_length == wanted.max_length && old.source_hash == wanted.source_hash &&
-              !wanted.source_hash.empty();
+  bool same = differences(old, wanted).empty() && old.kind == wanted.kind &&
+              old.prompt == wanted.prompt && old.max_length == wanted.max_length &&
+              old.source_hash == wanted.source_hash && !wanted.source_hash.empty();
   if (!same)
     fail(Fault::usage,
          "{}: holds finished embeddings of other texts, another model or other settings.\n"
          "Replace them with --no-resume, or choose another --out.",
          command.out);
   EmbeddingFolder whole(command.out);  // throws when files are missing or cut
+  if (command.common.json) print_json(whole.manifest(), 0, 0, 0);
   return true;
 }
 
@@ -318,7 +246,8 @@ struct Chunk {
   Index token_count = 0;
 };
 
-// Texts are tokenised in small groups and dropped, so a chunk holds token ids only, max_length each.
+// Texts are tokenised in small groups and dropped, so a chunk holds token ids only, max_length
+// each.
 Chunk read_chunk(TextSource& source, const TextEncoder& encoder, const EmbedCommand& command,
                  const std::string& prompt) {
   constexpr std::size_t group_texts = 1024, group_bytes = std::size_t{64} << 20;
@@ -334,7 +263,8 @@ Chunk read_chunk(TextSource& source, const TextEncoder& encoder, const EmbedComm
     bytes = 0;
   };
   std::string id, text;
-  while (static_cast<Index>(chunk.tokens.size() + group.size()) < command.chunk && source.next(id, text)) {
+  while (static_cast<Index>(chunk.tokens.size() + group.size()) < command.chunk &&
+         source.next(id, text)) {
     chunk.ids += id + "\n";
     bytes += text.size();
     group.push_back(prompt + text);
@@ -351,7 +281,8 @@ void refuse_nan(const std::vector<float>& rows, const Chunk& chunk, std::size_t 
       std::size_t line = 0;
       for (std::size_t text = 0; text < i / dim; ++text) line = chunk.ids.find('\n', line) + 1;
       fail(Fault::bad_data,
-           "the vector of text '{}' is not finite: the model's weights hold NaN or infinity, or overflow.\n"
+           "the vector of text '{}' is not finite: the model's weights hold NaN or infinity, or "
+           "overflow.\n"
            "Check the model with `moe-run inspect FOLDER --tensors --hash`.",
            chunk.ids.substr(line, chunk.ids.find('\n', line) - line));
     }
@@ -360,28 +291,33 @@ void refuse_nan(const std::vector<float>& rows, const Chunk& chunk, std::size_t 
 }  // namespace
 
 int run_embed(const EmbedCommand& command) {
-  check(command.chunk > 0 && command.batch_tokens > 0, "--chunk and --batch-tokens must be positive");
-  check(command.kind == "document" || command.kind == "query", "--kind is document or query, not '{}'",
-        command.kind);
+  check(command.chunk > 0 && command.batch_tokens > 0,
+        "--chunk and --batch-tokens must be positive");
+  check(command.kind == "document" || command.kind == "query",
+        "--kind is document or query, not '{}'", command.kind);
+  bool query = command.kind == "query";
   std::optional<TextSource> source;
-  source.emplace(command, Position{});  // first: a missing input shows before the model is loaded
-  auto encoder = TextEncoder::load(command.model.model, encoder_options(command.model, command.common));
-  EmbeddingManifest wanted = manifest_of(*encoder, command.model.model, command.kind, command.common.seed);
+  source.emplace(command.input, query, Position{});  // first: a missing input shows at once
+  auto encoder =
+      TextEncoder::load(command.model.model, encoder_options(command.model, command.common));
+  EmbeddingManifest wanted =
+      manifest_of(*encoder, command.model.model, command.kind, command.common.seed);
   Index total = 0;
   source->identify(wanted, total);
-  notice(fmt::format("{}: {} vectors of {}, pooling {} ({}), {}max length {} ({})", source->name(), command.kind,
-                     wanted.dim, wanted.pooling, encoder->config().pooling_source,
+  notice(fmt::format("{}: {} vectors of {}, pooling {} ({}), {}max length {} ({})", source->name(),
+                     command.kind, wanted.dim, wanted.pooling, encoder->config().pooling_source,
                      wanted.normalize ? "unit length, " : "", wanted.max_length,
                      encoder->config().max_length_source));
   if (already_there(command, wanted)) {
-    notice(fmt::format("{}: already complete, nothing to do (--no-resume embeds again)", command.out));
+    notice(
+        fmt::format("{}: already complete, nothing to do (--no-resume embeds again)", command.out));
     return 0;
   }
   Output output(command, wanted);
   Index before = output.step().count, tokens_before = output.step().tokens;
   if (before > 0) {
     notice(fmt::format("continuing after {} texts", before));
-    source.emplace(command, output.step().position);
+    source.emplace(command.input, query, output.step().position);
   }
   Progress progress("embed", total, "texts");
   progress.update(before);
@@ -393,7 +329,8 @@ int run_embed(const EmbedCommand& command) {
       Chunk chunk = read_chunk(*source, *encoder, command, wanted.prompt);
       if (chunk.tokens.empty()) break;
       Index done = output.step().count;
-      options.seed = command.common.seed + static_cast<std::uint64_t>(done);  // random routing: new draws
+      options.seed =
+          command.common.seed + static_cast<std::uint64_t>(done);  // random routing: new draws
       options.progress = [&](Index n) { progress.update(done + n); };
       std::vector<float> rows = embed_tokens(*encoder, chunk.tokens, options);
       refuse_nan(rows, chunk, static_cast<std::size_t>(wanted.dim));
@@ -413,13 +350,7 @@ int run_embed(const EmbedCommand& command) {
   progress.finish(fmt::format("{} texts in {}: {:.1f} texts/s, {:.0f} tokens/s; {}", manifest.count,
                               human_seconds(seconds), texts / std::max(seconds, 1e-9),
                               static_cast<double>(tokens) / std::max(seconds, 1e-9), command.out));
-  if (command.common.json) {
-    Json json = Json::parse(moe::to_json(manifest));
-    json["seconds"] = seconds;
-    json["embedded"] = manifest.count - before;
-    json["tokens"] = tokens;
-    fmt::print("{}\n", json.dump());
-  }
+  if (command.common.json) print_json(manifest, seconds, manifest.count - before, tokens);
   return 0;
 }
 

@@ -1,4 +1,5 @@
-// moe-run inspect: what a model folder, tensor file, array, run folder or folder of embeddings holds.
+// moe-run inspect: what a model folder, tensor file, array, run folder or folder of embeddings
+// holds.
 #include "runtime/bytes.h"
 #include "runtime/checkpoint.h"
 #include "runtime/file.h"
@@ -23,7 +24,9 @@ void print_json(const Json& json) {
   fmt::print("{}\n", json.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
-void line(const std::string& what, const std::string& value) { fmt::print("{:<13}{}\n", what, value); }
+void line(const std::string& what, const std::string& value) {
+  fmt::print("{:<13}{}\n", what, value);
+}
 
 // A name from a file, control bytes shown as text.
 std::string shown(std::string_view name) {
@@ -42,7 +45,8 @@ Index elements(const TensorEntry& entry) {
 Json tensor_list(const TensorFile& file, bool hash) {
   Json list = Json::array();
   for (const auto& [name, entry] : file.tensors) {
-    Json one{{"name", name}, {"dtype", entry.dtype}, {"shape", entry.shape}, {"bytes", entry.bytes}};
+    Json one{
+        {"name", name}, {"dtype", entry.dtype}, {"shape", entry.shape}, {"bytes", entry.bytes}};
     if (hash) one["hash"] = content_hash({entry.data, entry.bytes});
     list.push_back(std::move(one));
   }
@@ -51,13 +55,14 @@ Json tensor_list(const TensorFile& file, bool hash) {
 
 void print_tensors(const Json& list) {
   std::size_t width = 4;
-  for (const auto& t : list) width = std::max(width, t["name"].get_ref<const std::string&>().size());
+  for (const auto& t : list)
+    width = std::max(width, t["name"].get_ref<const std::string&>().size());
   width = std::min<std::size_t>(width, 72);
   fmt::print("\n{:<{}}  {:>8}  {:>16}  {:>12}\n", "name", width, "dtype", "shape", "bytes");
   for (const auto& t : list) {
     std::string shape = fmt::format("({})", fmt::join(t["shape"].get<std::vector<Index>>(), ","));
-    fmt::print("{:<{}}  {:>8}  {:>16}  {:>12}", shown(t["name"].get_ref<const std::string&>()), width,
-               t["dtype"].get<std::string>(), shape, t["bytes"].get<std::size_t>());
+    fmt::print("{:<{}}  {:>8}  {:>16}  {:>12}", shown(t["name"].get_ref<const std::string&>()),
+               width, t["dtype"].get<std::string>(), shape, t["bytes"].get<std::size_t>());
     if (t.contains("hash")) fmt::print("  {}", t["hash"].get<std::string>());
     fmt::print("\n");
   }
@@ -76,8 +81,8 @@ int inspect_tensors(const InspectCommand& command, const TensorFile& file) {
     count += elements(entry);
     bytes += entry.bytes;
   }
-  Json json{{"kind", "tensors"},   {"path", command.path}, {"tensors", file.tensors.size()},
-            {"elements", count},   {"bytes", bytes},       {"dtypes", dtype_counts(file)},
+  Json json{{"kind", "tensors"},        {"path", command.path}, {"tensors", file.tensors.size()},
+            {"elements", count},        {"bytes", bytes},       {"dtypes", dtype_counts(file)},
             {"metadata", file.metadata}};
   Json list = tensor_list(file, command.hash);
   if (command.common.json) {
@@ -100,7 +105,8 @@ int inspect_tensors(const InspectCommand& command, const TensorFile& file) {
 
 // ---- model folder
 
-// The module a tensor belongs to, for the table: "embeddings.word_embeddings", "encoder", "pooler", ...
+// The module a tensor belongs to, for the table: "embeddings.word_embeddings", "encoder", "pooler",
+// ...
 std::string module_of(std::string_view name) {
   if (name.starts_with("bert.")) name.remove_prefix(5);
   if (name.starts_with("encoder.")) return "encoder";
@@ -125,7 +131,9 @@ void add_sizes(std::vector<ModuleSize>& sizes, const TensorFile& file, const std
   }
 }
 
-Json block_json(const SbMoeConfig& c) { return Json::parse(to_json(c)); }
+Json block_json(const SbMoeConfig& c) {
+  return Json::parse(to_json(c));
+}
 
 int inspect_model(const InspectCommand& command) {
   EncoderConfig config = read_encoder_config(command.path);
@@ -182,20 +190,23 @@ int inspect_model(const InspectCommand& command) {
     return 0;
   }
   line("model", command.path);
-  line("architecture", fmt::format("BERT, {} layers x {}, {} heads, feed-forward {}, {}", b.layers, b.hidden,
-                                   b.heads, b.feed_forward, config.activation_name));
+  line("architecture", fmt::format("BERT, {} layers x {}, {} heads, feed-forward {}, {}", b.layers,
+                                   b.hidden, b.heads, b.feed_forward, config.activation_name));
   line("vocabulary", fmt::format("{} rows; {} positions", b.vocabulary, b.positions));
-  line("pooling", config.pooling ? fmt::format("{} ({})", name_of(*config.pooling), config.pooling_source)
-                                 : std::string("no file says it: commands need --pooling"));
+  line("pooling", config.pooling
+                      ? fmt::format("{} ({})", name_of(*config.pooling), config.pooling_source)
+                      : std::string("no file says it: commands need --pooling"));
   line("max length", fmt::format("{} ({})", config.max_length, config.max_length_source));
   line("modules", chain.empty() ? "none after pooling" : fmt::format("{}", fmt::join(chain, ", ")));
   if (config.moe) {
     const SbMoeConfig& m = *config.moe;
-    line("SB-MoE", fmt::format("{}, {} experts, k {}, route {}, {}, weights {}, lambda {}{}", name_of(m.mode),
-                               m.experts, m.k, name_of(m.route), name_of(m.combine), name_of(m.weights),
-                               m.lambda, m.learn_lambda ? " (learnt)" : ""));
-    line("", fmt::format("losses: balance {}, z {}, importance {}; noise {}, selection bias {}", m.balance, m.z,
-                         m.importance, m.noise ? "on" : "off", m.selection_bias ? "on" : "off"));
+    line("SB-MoE",
+         fmt::format("{}, {} experts, k {}, route {}, {}, weights {}, lambda {}{}", name_of(m.mode),
+                     m.experts, m.k, name_of(m.route), name_of(m.combine), name_of(m.weights),
+                     m.lambda, m.learn_lambda ? " (learnt)" : ""));
+    line("", fmt::format("losses: balance {}, z {}, importance {}; noise {}, selection bias {}",
+                         m.balance, m.z, m.importance, m.noise ? "on" : "off",
+                         m.selection_bias ? "on" : "off"));
   }
   if (!config.query_prompt.empty() || !config.document_prompt.empty())
     line("prompts", fmt::format("query {}, document {}", in_quotes(config.query_prompt),
@@ -234,7 +245,10 @@ int inspect_npy(const InspectCommand& command) {
     shortest = std::min(shortest, std::sqrt(square));
     longest = std::max(longest, std::sqrt(square));
   }
-  Json json{{"kind", "array"}, {"path", command.path}, {"rows", file.rows()}, {"cols", file.cols()},
+  Json json{{"kind", "array"},
+            {"path", command.path},
+            {"rows", file.rows()},
+            {"cols", file.cols()},
             {"dtype", type}};
   if (file.rows() > 0 && file.cols() > 0) {
     json["not_finite"] = bad;
@@ -256,7 +270,8 @@ int inspect_npy(const InspectCommand& command) {
   line("array", command.path);
   line("shape", fmt::format("({},{}) {}", file.rows(), file.cols(), type));
   if (json.contains("shortest_row")) {
-    line("values", std::isfinite(low) ? fmt::format("{:.6g} to {:.6g}", low, high) : "none is finite");
+    line("values",
+         std::isfinite(low) ? fmt::format("{:.6g} to {:.6g}", low, high) : "none is finite");
     line("row lengths", fmt::format("{:.6g} to {:.6g}", shortest, longest));
     if (bad > 0) line("not finite", fmt::format("{} values are NaN or infinite", bad));
   }
@@ -277,10 +292,13 @@ int inspect_embeddings(const InspectCommand& command) {
   } else {
     line("embeddings", command.path);
     for (const auto& [key, value] : json.items())
-      fmt::print("{:<18}{}\n", key, value.is_string() ? in_quotes(value.get_ref<const std::string&>()) : value.dump());
+      fmt::print("{:<18}{}\n", key,
+                 value.is_string() ? in_quotes(value.get_ref<const std::string&>()) : value.dump());
     line("files", whole ? "agree with their hashes" : "DIFFER from the hashes in manifest.json");
   }
-  if (!whole) fail(Fault::bad_data, "{}: embeddings.npy or ids.txt is not the file that was written", command.path);
+  if (!whole)
+    fail(Fault::bad_data, "{}: embeddings.npy or ids.txt is not the file that was written",
+         command.path);
   return 0;
 }
 
@@ -294,7 +312,8 @@ int inspect_run(const InspectCommand& command) {
     } catch (const Error& error) {
       problem = error.what();
     }
-    checkpoints.push_back({{"step", c.step}, {"folder", c.directory}, {"verified", problem.empty()}});
+    checkpoints.push_back(
+        {{"step", c.step}, {"folder", c.directory}, {"verified", problem.empty()}});
     if (!problem.empty()) problems.push_back(problem);
   }
   std::vector<std::string> models;
@@ -311,14 +330,17 @@ int inspect_run(const InspectCommand& command) {
   line("run", command.path);
   line("models", models.empty() ? "none yet" : fmt::format("{}", fmt::join(models, ", ")));
   for (const auto& c : checkpoints)
-    line("checkpoint", fmt::format("step {}: {}", c["step"].get<Index>(),
-                                   c["verified"].get<bool>() ? "complete, every hash agrees" : "DAMAGED"));
+    line("checkpoint",
+         fmt::format("step {}: {}", c["step"].get<Index>(),
+                     c["verified"].get<bool>() ? "complete, every hash agrees" : "DAMAGED"));
   if (checkpoints.empty()) line("checkpoints", "none");
   for (const std::string& problem : problems) line("problem", problem);
   return 0;
 }
 
-bool has_ending(const std::string& path, std::string_view ending) { return path.ends_with(ending); }
+bool has_ending(const std::string& path, std::string_view ending) {
+  return path.ends_with(ending);
+}
 
 }  // namespace
 
@@ -326,14 +348,18 @@ int run_inspect(const InspectCommand& command) {
   const std::string& path = command.path;
   if (directory_exists(path)) {
     if (file_exists(path + "/config.json")) return inspect_model(command);
-    if (file_exists(path + "/embeddings.npy") || file_exists(path + "/progress.json")) return inspect_embeddings(command);
-    if (file_exists(path + "/manifest.json") && file_exists(path + "/state.json")) {  // one checkpoint
+    if (file_exists(path + "/embeddings.npy") || file_exists(path + "/progress.json"))
+      return inspect_embeddings(command);
+    if (file_exists(path + "/manifest.json") &&
+        file_exists(path + "/state.json")) {  // one checkpoint
       verify_checkpoint(path);
       return inspect_tensors(command, read_safetensors(path + "/model.safetensors"));
     }
-    if (file_exists(path + "/log.jsonl") || file_exists(path + "/config.toml")) return inspect_run(command);
+    if (file_exists(path + "/log.jsonl") || file_exists(path + "/config.toml"))
+      return inspect_run(command);
     fail(Fault::bad_data,
-         "{}: neither a model folder (config.json), a run folder (log.jsonl), a checkpoint (state.json) nor a "
+         "{}: neither a model folder (config.json), a run folder (log.jsonl), a checkpoint "
+         "(state.json) nor a "
          "folder of embeddings (embeddings.npy)",
          path);
   }
@@ -342,7 +368,8 @@ int run_inspect(const InspectCommand& command) {
   if (has_ending(path, ".safetensors")) return inspect_tensors(command, read_safetensors(path));
   if (has_ending(path, ".bin") || has_ending(path, ".pt") || has_ending(path, ".pth"))
     return inspect_tensors(command, read_pytorch_bin(path));
-  fail(Fault::usage, "{}: what kind of file is it? Known endings: .safetensors, .bin, .pt, .pth, .npy", path);
+  fail(Fault::usage,
+       "{}: what kind of file is it? Known endings: .safetensors, .bin, .pt, .pth, .npy", path);
 }
 
 }  // namespace moe

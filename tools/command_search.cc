@@ -1,5 +1,5 @@
-// moe-run search: exact top-k over a folder of embeddings. Queries come embedded, as texts to embed, or from the
-// command line; results go out as a TREC run, as JSON lines, or in words.
+// moe-run search: exact top-k over a folder of embeddings. Queries come embedded, as texts to
+// embed, or from the command line; results go out as a TREC run, as JSON lines, or in words.
 #include "runtime/file.h"
 #include "tools/commands.h"
 #include "tools/dataset.h"
@@ -48,7 +48,8 @@ Queries read_queries(const SearchCommand& command) {
       }
     }
   } else {
-    check(command.split.empty(), "--split needs --queries to be a folder with judgements, not a file");
+    check(command.split.empty(),
+          "--split needs --queries to be a folder with judgements, not a file");
     CorpusReader reader(command.queries);
     for (Document record; reader.next(record);) {
       q.ids.push_back(record.id);
@@ -58,10 +59,12 @@ Queries read_queries(const SearchCommand& command) {
   return q;
 }
 
-void warn_if_different(const EmbeddingManifest& index, const EmbeddingManifest& queries, const std::string& what) {
+void warn_if_different(const EmbeddingManifest& index, const EmbeddingManifest& queries,
+                       const std::string& what) {
   std::string differs = differences(index, queries);
   if (!differs.empty())
-    notice(fmt::format("warning: the index was made with {} ({}). Scores mean little.", differs, what));
+    notice(fmt::format("warning: the index was made with {} ({}). Scores mean little.", differs,
+                       what));
 }
 
 Queries embed_queries(const SearchCommand& command, const EmbeddingFolder& index) {
@@ -69,15 +72,17 @@ Queries embed_queries(const SearchCommand& command, const EmbeddingFolder& index
     EmbeddingFolder folder(command.query_embeddings);
     warn_if_different(index.manifest(), folder.manifest(), command.query_embeddings);
     if (folder.manifest().kind != "query")
-      notice(fmt::format("warning: {} was made with --kind {}: its texts have not been given the query prompt",
-                         command.query_embeddings, folder.manifest().kind));
+      notice(fmt::format(
+          "warning: {} was made with --kind {}: its texts have not been given the query prompt",
+          command.query_embeddings, folder.manifest().kind));
     Queries q;
     q.ids = folder.ids();
     q.vectors = folder.block(0, folder.rows(), parse_device(command.common.device));
     return q;
   }
   Queries q = read_queries(command);
-  auto encoder = TextEncoder::load(command.model.model, encoder_options(command.model, command.common));
+  auto encoder =
+      TextEncoder::load(command.model.model, encoder_options(command.model, command.common));
   EmbeddingManifest mine = manifest_of(*encoder, command.model.model, "query", command.common.seed);
   warn_if_different(index.manifest(), mine, command.model.model);
   std::vector<std::string> texts;
@@ -88,7 +93,8 @@ Queries embed_queries(const SearchCommand& command, const EmbeddingFolder& index
   options.progress = [&](Index n) { progress.update(n); };
   std::vector<float> vectors = embed_texts(*encoder, texts, options);
   progress.finish();
-  q.vectors = from_host(vectors, {static_cast<Index>(texts.size()), encoder->size()}, encoder->device());
+  q.vectors =
+      from_host(vectors, {static_cast<Index>(texts.size()), encoder->size()}, encoder->device());
   return q;
 }
 
@@ -108,19 +114,22 @@ std::unordered_map<std::string, Document> found_documents(const std::string& dat
       --missing;
     }
   if (missing > 0)
-    notice(fmt::format("warning: {} of {} results are not in {}: is it the collection that was embedded?",
-                       missing, found.size(), data));
+    notice(fmt::format(
+        "warning: {} of {} results are not in {}: is it the collection that was embedded?", missing,
+        found.size(), data));
   return found;
 }
 
-// The first words, at most `width` bytes, cut at a blank where there is one; line breaks and control bytes become
-// blanks, so that a text cannot write to the terminal.
+// The first words, at most `width` bytes, cut at a blank where there is one; line breaks and
+// control bytes become blanks, so that a text cannot write to the terminal.
 std::string first_words(const std::string& text, std::size_t width) {
   std::string line;
   for (char c : text) {
     bool blank = static_cast<unsigned char>(c) <= 0x20 || c == 0x7f;
-    if (!blank) line += c;
-    else if (!line.empty() && line.back() != ' ') line += ' ';
+    if (!blank)
+      line += c;
+    else if (!line.empty() && line.back() != ' ')
+      line += ' ';
     if (line.size() > width) break;
   }
   if (line.size() <= width) return line;
@@ -143,17 +152,19 @@ void print_words(const SearchCommand& command, const Queries& queries, const Hit
       auto at = documents.find(id);
       Document document = at == documents.end() ? Document{} : at->second;
       if (json) {
-        fmt::print("{{\"query\":{},\"rank\":{},\"id\":{},\"score\":{:.9g}", json_quote(queries.texts[q]),
-                   rank + 1, json_quote(id), hit.score);
+        fmt::print("{{\"query\":{},\"rank\":{},\"id\":{},\"score\":{:.9g}",
+                   json_quote(queries.texts[q]), rank + 1, json_quote(id), hit.score);
         if (at != documents.end())
-          fmt::print(",\"title\":{},\"text\":{}", json_quote(document.title), json_quote(document.text));
+          fmt::print(",\"title\":{},\"text\":{}", json_quote(document.title),
+                     json_quote(document.text));
         fmt::print("}}\n");
         continue;
       }
       fmt::print("{:>4}  {:>8.4f}  {}", rank + 1, hit.score, id);
       if (!document.title.empty()) fmt::print("  {}", first_words(document.title, 100));
       fmt::print("\n");
-      if (!document.text.empty()) fmt::print("                {}\n", first_words(document.text, 100));
+      if (!document.text.empty())
+        fmt::print("                {}\n", first_words(document.text, 100));
     }
   }
 }
@@ -161,19 +172,24 @@ void print_words(const SearchCommand& command, const Queries& queries, const Hit
 void print_json_run(const Queries& queries, const Hits& hits, const std::vector<std::string>& ids) {
   for (std::size_t q = 0; q < hits.size(); ++q)
     for (std::size_t rank = 0; rank < hits[q].size(); ++rank)
-      fmt::print("{{\"query\":{},\"rank\":{},\"id\":{},\"score\":{:.9g}}}\n", json_quote(queries.ids[q]),
-                 rank + 1, json_quote(ids[static_cast<std::size_t>(hits[q][rank].row)]), hits[q][rank].score);
+      fmt::print("{{\"query\":{},\"rank\":{},\"id\":{},\"score\":{:.9g}}}\n",
+                 json_quote(queries.ids[q]), rank + 1,
+                 json_quote(ids[static_cast<std::size_t>(hits[q][rank].row)]), hits[q][rank].score);
 }
 
 // A document twice in a ranking would be counted twice.
 void refuse_duplicates(const std::vector<std::string>& ids, std::span<const std::int32_t> ranks,
                        const std::string& folder) {
   std::vector<std::size_t> order(ids.size());
-  for (std::size_t row = 0; row < ids.size(); ++row) order[static_cast<std::size_t>(ranks[row])] = row;
+  for (std::size_t row = 0; row < ids.size(); ++row)
+    order[static_cast<std::size_t>(ranks[row])] = row;
   for (std::size_t i = 1; i < order.size(); ++i)
     if (ids[order[i]] == ids[order[i - 1]])
-      fail(Fault::bad_data, "{}/ids.txt: lines {} and {} hold the same id '{}'.\nGive every text its own id and embed again.",
-           folder, std::min(order[i], order[i - 1]) + 1, std::max(order[i], order[i - 1]) + 1, ids[order[i]]);
+      fail(Fault::bad_data,
+           "{}/ids.txt: lines {} and {} hold the same id '{}'.\nGive every text its own id and "
+           "embed again.",
+           folder, std::min(order[i], order[i - 1]) + 1, std::max(order[i], order[i - 1]) + 1,
+           ids[order[i]]);
 }
 
 // NaN has no place in an order; it comes from damaged weights or files, never from a text.
@@ -181,15 +197,18 @@ void refuse_nan(const Hits& hits, const std::string& folder) {
   for (const auto& ranking : hits)
     for (const Hit& hit : ranking)
       if (std::isnan(hit.score))
-        fail(Fault::bad_data, "a score is not a number: {} or the query vectors hold NaN or infinity.\nEmbed again.",
+        fail(Fault::bad_data,
+             "a score is not a number: {} or the query vectors hold NaN or infinity.\nEmbed again.",
              folder);
 }
 
 }  // namespace
 
 int run_search(const SearchCommand& command) {
-  int sources = !command.queries.empty() + !command.query_embeddings.empty() + !command.text.empty();
-  check(sources == 1, "search needs one of: --queries FOLDER|FILE, --query-embeddings FOLDER, --text TEXT");
+  int sources =
+      !command.queries.empty() + !command.query_embeddings.empty() + !command.text.empty();
+  check(sources == 1,
+        "search needs one of: --queries FOLDER|FILE, --query-embeddings FOLDER, --text TEXT");
   check(!command.query_embeddings.empty() || !command.model.model.empty(),
         "search needs --model FOLDER to embed the queries (or --query-embeddings FOLDER)");
   check(command.k > 0 && command.block > 0, "-k and --block must be positive");
@@ -201,7 +220,8 @@ int run_search(const SearchCommand& command) {
   refuse_duplicates(index.ids(), ranks, command.index);
   Queries queries = embed_queries(command, index);
   if (queries.vectors.cols() != index.cols())
-    fail(Fault::bad_data, "the index {} holds vectors of {}, the queries have {}: they are of different models",
+    fail(Fault::bad_data,
+         "the index {} holds vectors of {}, the queries have {}: they are of different models",
          command.index, index.cols(), queries.vectors.cols());
 
   auto start = std::chrono::steady_clock::now();
@@ -214,8 +234,8 @@ int run_search(const SearchCommand& command) {
                      });
   refuse_nan(hits, command.index);
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  progress.finish(fmt::format("{} queries against {} documents in {}", queries.ids.size(), index.rows(),
-                              human_seconds(seconds)));
+  progress.finish(fmt::format("{} queries against {} documents in {}", queries.ids.size(),
+                              index.rows(), human_seconds(seconds)));
   if (!command.text.empty() && command.out == "-") {
     print_words(command, queries, hits, index.ids());
   } else if (command.common.json && command.out == "-") {

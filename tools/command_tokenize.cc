@@ -1,5 +1,6 @@
-// moe-run tokenize: token ids and pieces of texts, from the command line or line by line from standard input.
-// Lines are read, encoded and formatted in blocks, each block by all threads, so millions of them stream through.
+// moe-run tokenize: token ids and pieces of texts, from the command line or line by line from
+// standard input. Lines are read, encoded and formatted in blocks, each block by all threads, so
+// millions of them stream through.
 #include "runtime/parallel.h"
 #include "tools/commands.h"
 #include "tools/json_lines.h"
@@ -30,7 +31,8 @@ std::string_view piece_of(const Tokenizer& tokenizer, std::int32_t id) {
   return tokenizer.token(id).value_or("?");
 }
 
-// --ids: "101 2054 102"; --json: {"ids":[...],"tokens":[...]}; else the pieces and below them the ids.
+// --ids: "101 2054 102"; --json: {"ids":[...],"tokens":[...]}; else the pieces and below them the
+// ids.
 void format_line(const Tokenizer& tokenizer, const TokenizeCommand& command,
                  const std::vector<std::int32_t>& ids, std::string& out) {
   if (command.common.json) {
@@ -62,8 +64,11 @@ void format_line(const Tokenizer& tokenizer, const TokenizeCommand& command,
 // `line.text` holds a JSON string; afterwards the text itself.
 void parse_json_text(Line& line) {
   nlohmann::json json = nlohmann::json::parse(line.text, nullptr, false);
-  if (json.is_string()) line.text = std::move(json.get_ref<std::string&>());
-  else line.error = json.is_discarded() ? "not valid JSON" : "a JSON string is expected, not another value";
+  if (json.is_string())
+    line.text = std::move(json.get_ref<std::string&>());
+  else
+    line.error =
+        json.is_discarded() ? "not valid JSON" : "a JSON string is expected, not another value";
 }
 
 void write_out(std::string_view text) {
@@ -71,7 +76,8 @@ void write_out(std::string_view text) {
     fail(Fault::io, "writing to standard output failed");
 }
 
-void encode_block(const Tokenizer& tokenizer, const TokenizeCommand& command, std::vector<Line>& block) {
+void encode_block(const Tokenizer& tokenizer, const TokenizeCommand& command,
+                  std::vector<Line>& block) {
   Index limit = command.max_length > 0 ? command.max_length : Tokenizer::unlimited;
   parallel_for(static_cast<Index>(block.size()), 16, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) {
@@ -79,7 +85,8 @@ void encode_block(const Tokenizer& tokenizer, const TokenizeCommand& command, st
       if (command.json_input) parse_json_text(line);
       line.out.clear();
       if (line.error.empty())
-        format_line(tokenizer, command, tokenizer.encode(line.text, limit, !command.no_special), line.out);
+        format_line(tokenizer, command, tokenizer.encode(line.text, limit, !command.no_special),
+                    line.out);
     }
   });
 }
@@ -116,7 +123,8 @@ int run_tokenize(const TokenizeCommand& command) {
   auto tokenizer = load_wordpiece(command.model);
   if (command.info) {
     if (command.common.json)
-      fmt::print("{{\"info\":{},\"vocabulary\":{}}}\n", json_quote(tokenizer->info()), tokenizer->vocab_size());
+      fmt::print("{{\"info\":{},\"vocabulary\":{}}}\n", json_quote(tokenizer->info()),
+                 tokenizer->vocab_size());
     else
       fmt::print("{}", tokenizer->info());
     return 0;

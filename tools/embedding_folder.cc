@@ -107,8 +107,8 @@ std::string weights_hash(const TextEncoder& encoder) {
   return content_hash(bytes_of(all));
 }
 
-EmbeddingManifest manifest_of(const TextEncoder& encoder, const std::string& model, const std::string& kind,
-                              std::uint64_t seed) {
+EmbeddingManifest manifest_of(const TextEncoder& encoder, const std::string& model,
+                              const std::string& kind, std::uint64_t seed) {
   const EncoderConfig& c = encoder.config();
   EmbeddingManifest m;
   m.version = MOE_VERSION;
@@ -133,15 +133,17 @@ EmbeddingFolder::EmbeddingFolder(const std::string& path) {
   if (!directory_exists(path)) fail(Fault::missing_input, "{}: no such folder of embeddings", path);
   std::string file = path + "/manifest.json";
   if (!file_exists(file))
-    fail(Fault::missing_input, "{}: no manifest.json, so this is no finished folder of embeddings.{}", path,
-         file_exists(path + "/progress.json") ? "\nAn embedding run stopped here: run the same command again."
-                                              : "\n`moe-run embed` writes one.");
+    fail(Fault::missing_input,
+         "{}: no manifest.json, so this is no finished folder of embeddings.{}", path,
+         file_exists(path + "/progress.json")
+             ? "\nAn embedding run stopped here: run the same command again."
+             : "\n`moe-run embed` writes one.");
   manifest_ = manifest_from_json(read_text_file(file, largest_manifest), file);
   std::string array = path + "/embeddings.npy", names = path + "/ids.txt";
   array_ = std::make_shared<NpyFile>(array);
   if (array_->rows() != manifest_.count || array_->cols() != manifest_.dim)
-    fail(Fault::bad_data, "{}: holds ({},{}) values, its manifest says ({},{})", array, array_->rows(),
-         array_->cols(), manifest_.count, manifest_.dim);
+    fail(Fault::bad_data, "{}: holds ({},{}) values, its manifest says ({},{})", array,
+         array_->rows(), array_->cols(), manifest_.count, manifest_.dim);
   ids_.reserve(static_cast<std::size_t>(manifest_.count));
   for (LineReader reader(names); reader.next();) ids_.emplace_back(reader.line());
   if (static_cast<Index>(ids_.size()) != manifest_.count)
@@ -156,8 +158,10 @@ Tensor EmbeddingFolder::block(Index begin, Index end, Device device) const {
     array_->read_rows(begin, end, values.data());
     return from_host(values, {end - begin, cols()}, device);
   }
-  check(0 <= begin && begin <= end && end <= rows->rows, "rows {}..{} of {}", begin, end, rows->rows);
-  std::size_t bytes = static_cast<std::size_t>(end - begin) * static_cast<std::size_t>(cols()) * sizeof(float);
+  check(0 <= begin && begin <= end && end <= rows->rows, "rows {}..{} of {}", begin, end,
+        rows->rows);
+  std::size_t bytes =
+      static_cast<std::size_t>(end - begin) * static_cast<std::size_t>(cols()) * sizeof(float);
   auto buffer = std::make_shared<Buffer>(rows->data + begin * cols(), bytes, array_);
   auto storage =
       std::make_shared<Storage>(Storage{DType::f32, device, std::move(buffer), nullptr, {}});

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <functional>
 #include <iostream>
+#include <system_error>
 #include <unistd.h>
 
 namespace moe {
@@ -414,7 +415,7 @@ int main(int count, char** values) {
   try {
     int code = moe::run(count, values);
     std::cout.flush();
-    if (!std::cout || std::fflush(stdout) != 0) {
+    if (!std::cout || std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
       fmt::print(stderr, "moe-run: writing to standard output failed\n");
       return 74;
     }
@@ -424,6 +425,9 @@ int main(int count, char** values) {
   } catch (const moe::Error& error) {
     fmt::print(stderr, "moe-run: {}\n", error.what());
     return moe::exit_code(error.fault());
+  } catch (const std::system_error& error) {  // fmt::print and std::filesystem: full disk, closed pipe
+    fmt::print(stderr, "moe-run: {}\n", error.what());
+    return 74;
   } catch (const std::bad_alloc&) {
     fmt::print(stderr, "moe-run: out of memory. Use a smaller batch or a shorter --max-length.\n");
     return 1;

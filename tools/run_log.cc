@@ -13,7 +13,11 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // JSON has no NaN; the log keeps the line and says null.
-Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+Json number(double value) {
+  if (!std::isfinite(value)) return nullptr;
+  if (value == std::floor(value) && std::abs(value) < 1e15) return static_cast<std::int64_t>(value);
+  return value;
+}
 }  // namespace
 
 RunLog::RunLog(const std::string& directory) {

@@ -3,7 +3,7 @@
 //   input grad    dx[t,k]  = beta dx[t,k] + sum_n dy[t,n] W_g[n,k]
 //   weight grad   dW_g[n,k] = beta dW_g[n,k] + sum_{t in g} dy[t,n] x[t,k]
 //   bias grad     db_g[n] += sum_{t in g} dy[t,n]
-// W is a bank: (G * out, in), block g holds rows g * out .. (g + 1) * out - 1. A dense product is
+// W is a bank (G * out, in): block g holds rows g * out .. (g + 1) * out - 1. A dense product has
 // one group.
 #include "cpu/cpu.h"
 #include "cpu/reference/functions.h"

@@ -1,5 +1,5 @@
-// Losses, each one number of Stat<T>: the definition.   logits (T,V)   prob, value (T,E)   expert
-// (T,k)
+// Losses, each one number of Stat<T>: the definition.
+//   logits (T,V)   prob, value (T,E)   expert (T,k)
 #include "cpu/cpu.h"
 
 #include <algorithm>
@@ -69,8 +69,8 @@ std::vector<double> load_shares(const std::int32_t* expert, Index choices, Index
   return share;
 }
 
-// loss = E sum_i f_i P_i,  P_i = mean_t prob[t,i]: 1 at uniform use      Fedus, Zoph, Shazeer 2022,
-// eq. 4-6
+// loss = E sum_i f_i P_i,  P_i = mean_t prob[t,i]: 1 at uniform use
+//   Fedus, Zoph, Shazeer 2022, eq. 4-6
 template <class T>
 void balance_loss(Rows<const T> prob, const std::int32_t* expert, Index k, Stat<T>* loss) {
   std::vector<double> share = load_shares(expert, prob.rows * k, prob.cols);
@@ -92,7 +92,7 @@ void balance_loss_backward(Rows<const T> prob, const std::int32_t* expert, Index
       dprob[t][i] = static_cast<T>(dprob[t][i] + factor * share[i]);
 }
 
-// loss = mean_t lse_t^2                                                  Zoph et al. 2022, eq. 5
+// loss = mean_t lse_t^2                                    Zoph et al. 2022, eq. 5
 template <class T>
 void z_loss(Rows<const T> logits, Stat<T>* loss) {
   double sum = 0;
@@ -131,8 +131,7 @@ Importance importance(Rows<const T> value) {
   return result;
 }
 
-// loss = variance / mean^2; 0 for a batch without rows                   Shazeer et al. 2017, eq.
-// 6-7
+// loss = variance / mean^2; 0 for a batch without rows     Shazeer et al. 2017, eq. 6-7
 template <class T>
 void importance_loss(Rows<const T> value, Stat<T>* loss) {
   Importance all = importance(value);

@@ -1,5 +1,4 @@
-// Optimiser steps on f32 masters: the definition. Every gradient g is first multiplied by the clip
-// factor.
+// Optimiser steps on f32 masters: the definition. The clip factor multiplies every gradient first.
 #include "cpu/cpu.h"
 
 #include <algorithm>
@@ -10,8 +9,7 @@ namespace moe::reference {
 namespace {
 
 // m = b1 m + (1 - b1) g   v = b2 v + (1 - b2) g^2
-// p -= rate (m / c1 / (sqrt(v / c2) + eps) + decay p)                    Loshchilov, Hutter 2019,
-// algorithm 2
+// p -= rate (m / c1 / (sqrt(v / c2) + eps) + decay p)      Loshchilov, Hutter 2019, algorithm 2
 template <class T>
 void adamw(const AdamWChunk<T>* chunks, Index count, const AdamWStep* step, double beta1,
            double beta2, double eps) {
@@ -41,8 +39,8 @@ constexpr double smallest_scale = 1e-3;  // epsilon 2: a zero parameter still mo
 constexpr double update_limit = 1;       // d: the largest root mean square of an update
 
 // v of a matrix is known by its row and column means only:
-//   row_i = b2 row_i + (1 - b2) mean_j(g^2 + eps1)   column_j alike   v_ij = row_i column_j /
-//   mean(row)
+//   row_i = b2 row_i + (1 - b2) mean_j(g^2 + eps1)   column_j alike
+//   v_ij = row_i column_j / mean(row)
 template <class T>
 void factored_update(const AdafactorChunk<T>& c, const AdafactorStep& step, Stat<T>* u) {
   auto square = [&](Index i, Index j) {
@@ -81,8 +79,7 @@ void full_update(const AdafactorChunk<T>& c, const AdafactorStep& step, Stat<T>*
 }
 
 // u = g / sqrt(v) / max(1, rms(g / sqrt(v)) / d)
-// p -= rate max(eps2, rms(p)) u + rate decay p                           Shazeer, Stern 2018,
-// algorithms 4 and 5
+// p -= rate max(eps2, rms(p)) u + rate decay p             Shazeer, Stern 2018, algorithms 4, 5
 template <class T>
 void adafactor(const AdafactorChunk<T>& chunk, const AdafactorStep* step, Stat<T>* scratch) {
   Index count = chunk.rows * chunk.cols;
@@ -99,8 +96,7 @@ void adafactor(const AdafactorChunk<T>& chunk, const AdafactorStep* step, Stat<T
   }
 }
 
-// Blocks of 4096 summed in order, then the block sums in order: a fixed tree that threads can
-// share.
+// Blocks of 4096 summed in order, then the block sums in order: a fixed tree for any thread count.
 template <class T>
 void norm_squared(const Stat<T>* x, Index count, double* result) {
   constexpr Index block = 4096;

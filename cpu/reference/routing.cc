@@ -89,8 +89,7 @@ void route(const std::int32_t* expert, Index rows, Index k, Index experts, std::
     if (expert[pair] >= 0) ++begin[expert[pair] + 1];
   }
   for (Index e = 0; e < experts; ++e) begin[e + 1] += begin[e];
-  // begin[e] walks to the next free row of e, which ends at the old begin[e + 1]: shifted back at
-  // the end.
+  // begin[e] walks to the next free row of e and ends at the old begin[e + 1]: shifted back below.
   for (Index pair = 0; pair < rows * k; ++pair) {
     slot[pair] = expert[pair] < 0 ? -1 : begin[expert[pair]]++;
     if (slot[pair] >= 0) source[slot[pair]] = static_cast<std::int32_t>(pair / k);
@@ -107,8 +106,8 @@ void gather_rows(Rows<const T> x, const std::int32_t* source, const std::int32_t
     for (Index d = 0; d < x.cols; ++d) y[i][d] = x[source[i]][d];
 }
 
-// out[t,:] = beta out[t,:] + sum_j weight[t,j] y[slot[t,j],:];  weight empty means 1;  beta 0 does
-// not read out
+// out[t,:] = beta out[t,:] + sum_j weight[t,j] y[slot[t,j],:];  an empty weight means 1
+// beta 0 does not read out, which may be new memory
 template <class T>
 void combine_rows(Rows<const T> y, const std::int32_t* slot, Index k, Rows<const T> weight,
                   double beta, Rows<T> out) {

@@ -1,5 +1,5 @@
-// Pooling over segments: the definition.   x, dx (T,D)   y, dy, arg (G,D)   segment g: rows
-// begin[g] .. end[g]-1
+// Pooling over segments: the definition.
+//   x, dx (T,D)   y, dy, arg (G,D)   segment g: rows begin[g] .. end[g]-1
 #include "cpu/cpu.h"
 #include "cpu/reference/functions.h"
 
@@ -34,8 +34,7 @@ void segment_mean_backward(Rows<const T> dy, Ragged segments, Rows<T> dx) {
   }
 }
 
-// y[g,:] = column-wise max, arg = the row that gave it, the first on ties; an empty segment: 0 and
-// -1
+// y[g,:] = column-wise max, arg = the row that gave it, the first on ties; 0 and -1 when empty
 template <class T>
 void segment_max(Rows<const T> x, Ragged segments, Rows<T> y, std::int32_t* arg) {
   for (Index g = 0; g < segments.count; ++g) {

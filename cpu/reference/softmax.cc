@@ -1,8 +1,7 @@
 // Softmax over the columns of each row: the definition. x, y, dx, dy (T,V)
-//   softmax       y = exp(x - peak) / sum exp(x - peak), peak = max x: any other shift gives the
-//   same, and
-//                 this one cannot overflow
+//   softmax       y = exp(x - peak) / sum exp(x - peak)
 //   log_softmax   y = x - peak - log sum exp(x - peak)
+// Any shift gives the same result; the row's maximum, the peak, cannot overflow.
 #include "cpu/cpu.h"
 
 #include <algorithm>

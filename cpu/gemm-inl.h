@@ -32,8 +32,6 @@ constexpr Index lanes = static_cast<Index>(HWY_LANES(float));
 constexpr int tile_vectors = lanes == 1 ? 4 : 2;
 constexpr int tile_rows = lanes >= 16 ? 12 : lanes >= 8 ? 6 : 4;
 constexpr Index width = tile_vectors * lanes;
-// Rows of a packed block of A's columns, whole vectors.
-constexpr Index column_pad = (tile_rows + lanes - 1) / lanes * lanes;
 
 // How a tile leaves the registers: out = ((partial + sum) + bias) + added; null means absent.
 struct Ending {

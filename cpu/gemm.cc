@@ -90,20 +90,27 @@ HWY_NOINLINE void finish_tile(const Product& p, const Tile& tile, const float* s
   }
 }
 
-// A's columns packed: block b of `blocks` over rows [row, row + rows) as [b][k][column_pad].
+// A's columns packed, blocks of rows one behind the other: `count` of them as [k][count]. Whole vectors are
+// stored; what they write past `count` the next k overwrites, and the last k's falls between two blocks.
+constexpr Index block_floats(Index depth) { return depth * tile_rows + lanes; }
+
 HWY_NOINLINE void pack_columns(const Product& p, Index row, Index rows, Index blocks, Index k,
                                Index depth, float* to) {
   const Lanes d;
-  for (Index j = 0; j < depth; ++j) {
-    const float* from = p.a + (k + j) * p.a_ld + row;
+  constexpr Index some = 16;  // rows of dy at a time: long runs to read, few streams to write
+  for (Index done = 0; done < depth; done += some) {
+    const Index last = std::min(done + some, depth);
     for (Index b = 0; b < blocks; ++b) {
       const Index first = rows * b / blocks, count = rows * (b + 1) / blocks - first;
-      float* at = to + (b * depth + j) * column_pad;
-      if (row + first + column_pad <= p.m)
-        for (Index i = 0; i < column_pad; i += lanes)
-          hn::StoreU(hn::LoadU(d, from + first + i), d, at + i);
-      else
-        for (Index i = 0; i < count; ++i) at[i] = from[first + i];
+      const bool whole = row + first + (count + lanes - 1) / lanes * lanes <= p.m;
+      for (Index j = done; j < last; ++j) {
+        const float* from = p.a + (k + j) * p.a_ld + row + first;
+        float* at = to + b * block_floats(depth) + j * count;
+        if (whole)
+          for (Index i = 0; i < count; i += lanes) hn::StoreU(hn::LoadU(d, from + i), d, at + i);
+        else
+          for (Index i = 0; i < count; ++i) at[i] = from[i];
+      }
     }
   }
 }
@@ -149,14 +156,12 @@ class Walk {
     }
     if (p.panels == nullptr) {
       const bool kept = rows > chunk_rows_;  // later chunks of A meet the same panels
-      if (kept)
-        super_panels_ = std::clamp<Index>(packed_most / panel_bytes, 1, super_panels_);
+      if (kept) super_panels_ = std::clamp<Index>(packed_most / panel_bytes, 1, super_panels_);
       slots_ = kept ? super_panels_ : std::min(group_, super_panels_);
       b_packed_ = floats(Scratch::pack_b, slots_ * slabs_.depth * width);
     }
     if (p.a_columns)
-      a_packed_ =
-          floats(Scratch::pack_a, (chunk_rows_ / tile_rows + 1) * slabs_.depth * column_pad);
+      a_packed_ = floats(Scratch::pack_a, (chunk_rows_ / tile_rows + 1) * block_floats(slabs_.depth));
     else if (copied_)
       a_packed_ = floats(Scratch::pack_a, chunk_rows_ * (slabs_.depth + copy_pad));
     for (top_ = row_begin; top_ < row_end; top_ += super_rows_)
@@ -176,9 +181,9 @@ class Walk {
       if (copied_) copy_rows(p_, row, rows, k_, depth_, a_packed_, depth_ + copy_pad);
       for (Index from = left_; from < right; from += group_) {
         const Index to = std::min(from + group_, right);
-        if (p_.panels == nullptr && row == top_)
-          pack_panels(p_.b, p_.b_ld, p_.b_transposed, p_.n, k_, depth_, from, to, slot(from),
-                      depth_ * width);
+        if (p_.panels == nullptr && row == top_ && (from - left_) % slots_ == 0)
+          pack_panels(p_.b, p_.b_ld, p_.b_transposed, p_.n, k_, depth_, from,
+                      std::min(from + slots_, right), slot(from), depth_ * width);
         for (Index block = 0; block < blocks; ++block) {
           const Index skip = rows * block / blocks;
           for (Index panel = from; panel < to; ++panel)
@@ -196,9 +201,9 @@ class Walk {
     const float* a = p_.a + (chunk + skip) * p_.a_ld + k_;
     Index a_row = p_.a_ld, a_step = 1;
     if (p_.a_columns) {
-      a = a_packed_ + block * depth_ * column_pad;
+      a = a_packed_ + block * block_floats(depth_);
       a_row = 1;
-      a_step = column_pad;
+      a_step = rows;
     } else if (copied_) {
       a_row = depth_ + copy_pad;
       a = a_packed_ + skip * a_row;

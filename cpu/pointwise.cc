@@ -83,8 +83,9 @@ HWY_INLINE V relu_slope(D d, V x) {
   return hn::IfThenElseZero(hn::Gt(x, hn::Zero(d)), hn::Set(d, 1.0f));
 }
 HWY_INLINE V tanh_slope(D d, V x) {
-  const V t = tanh(d, x);
-  return hn::NegMulAdd(t, t, hn::Set(d, 1.0f));
+  V slope;
+  sigmoid_and_slope(d, hn::Add(x, x), slope);
+  return hn::Mul(slope, hn::Set(d, 4.0f));
 }
 HWY_INLINE V sigmoid_slope(D d, V x) {
   V slope;

@@ -1,5 +1,8 @@
 #include "runtime/parameters.h"
 
+#include "runtime/parallel.h"
+
+#include <algorithm>
 #include <cmath>
 #include <unordered_set>
 
@@ -27,12 +30,13 @@ bool matches(std::string_view pattern, std::string_view name) {
 
 namespace {
 
+// Rows are independent, so the numbers do not depend on the threads that draw them.
 template <class T>
 void initialise(const Tensor& x, const Init& init, const Dice& dice) {
   std::vector<T> values(static_cast<std::size_t>(x.size()));
-  std::size_t i = 0;
-  for (Index row = 0; row < x.rows(); ++row)
-    for (Index column = 0; column < x.cols(); ++column, ++i) {
+  auto fill_row = [&](Index row) {
+    T* to = values.data() + row * x.cols();
+    for (Index column = 0; column < x.cols(); ++column) {
       double value = 0;
       switch (init.kind) {
         case Init::Kind::zeros: break;
@@ -47,8 +51,13 @@ void initialise(const Tensor& x, const Init& init, const Dice& dice) {
           break;
         }
       }
-      values[i] = static_cast<T>(value);
+      to[column] = static_cast<T>(value);
     }
+  };
+  parallel_for(x.rows(), std::max<Index>(1, 4096 / std::max<Index>(x.cols(), 1)),
+               [&](Index begin, Index end) {
+                 for (Index row = begin; row < end; ++row) fill_row(row);
+               });
   backend(x.device()).upload(x.mut<T>(), values.data(), values.size() * sizeof(T));
 }
 

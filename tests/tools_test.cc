@@ -582,7 +582,7 @@ TEST_F(SearchTest, NaNInAnIndexIsRefused) {
 
 // ---- npy
 
-TEST(Npy, WritesWhatNumpyWrites) {
+TEST(NpyFolder, WritesWhatNumpyWrites) {
   TemporaryFolder out;
   std::vector<float> values{1, -2, 0.5f, 4, 5, 6};
   write_npy(out / "a.npy", values.data(), 3, 2);

@@ -1,8 +1,8 @@
-// The CPU table is the reference table with fast families laid over it: a new op works here the day its naive
-// kernel lands, and speed is a separate change with a parity test waiting.
-#include "cpu/cpu.h"
-
+// The CPU table is the reference table with fast families laid over it: a new op works here the day
+// its naive kernel lands, and speed is a separate change with a parity test waiting.
 #include "runtime/backend.h"
+
+#include "cpu/cpu.h"
 
 namespace moe {
 

@@ -1,20 +1,30 @@
-// The CPU families. Each file fills its slots of a table; cpu_backend() starts from the reference table
-// and lets every fast family override what it implements.
+// The CPU families. Each file fills its slots of a table; cpu_backend() starts from the reference
+// table and lets every fast family override what it implements.
 #pragma once
 
 #include "runtime/kernels.h"
 
 namespace moe::reference {
-template <class T> void fill_pointwise(Kernels<T>& table);
-template <class T> void fill_gemm(Kernels<T>& table);
-template <class T> void fill_norm(Kernels<T>& table);
-template <class T> void fill_softmax(Kernels<T>& table);
-template <class T> void fill_embedding(Kernels<T>& table);
-template <class T> void fill_attention(Kernels<T>& table);
-template <class T> void fill_segment(Kernels<T>& table);
-template <class T> void fill_routing(Kernels<T>& table);
-template <class T> void fill_loss(Kernels<T>& table);
-template <class T> void fill_optimizer(Kernels<T>& table);
+template <class T>
+void fill_pointwise(Kernels<T>& table);
+template <class T>
+void fill_gemm(Kernels<T>& table);
+template <class T>
+void fill_norm(Kernels<T>& table);
+template <class T>
+void fill_softmax(Kernels<T>& table);
+template <class T>
+void fill_embedding(Kernels<T>& table);
+template <class T>
+void fill_attention(Kernels<T>& table);
+template <class T>
+void fill_segment(Kernels<T>& table);
+template <class T>
+void fill_routing(Kernels<T>& table);
+template <class T>
+void fill_loss(Kernels<T>& table);
+template <class T>
+void fill_optimizer(Kernels<T>& table);
 }  // namespace moe::reference
 
 namespace moe::cpu {

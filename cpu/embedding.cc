@@ -1,7 +1,7 @@
-// Table lookup: rows are copied; the gradient is partitioned by columns, so every element is one chain of additions
-// in order of the ids, whatever the thread count, and frequent ids do not load one thread.
+// Table lookup: rows are copied; the gradient is partitioned by columns, so every element is one
+// chain of additions in order of the ids, whatever the thread count, and frequent ids do not load
+// one thread.
 #include "cpu/cpu.h"
-
 #include "runtime/parallel.h"
 
 #include <algorithm>
@@ -11,7 +11,8 @@ namespace moe::cpu {
 
 namespace {
 
-constexpr Index work_per_thread = 16'384;  // floats; below it a second thread costs more than it saves
+constexpr Index work_per_thread =
+    16'384;  // floats; below it a second thread costs more than it saves
 
 void lookup(Rows<const float> table, const std::int32_t* ids, Index n, Rows<float> y) {
   Index grain = std::max<Index>(1, work_per_thread / std::max<Index>(table.cols, 1));

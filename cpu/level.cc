@@ -1,8 +1,9 @@
-// Which instruction set the kernels use: the best this CPU has, or a lower one by MOE_CPU=baseline|avx2|avx512.
-// Fixed once, before any kernel runs, so threads never race to detect it.
+// Which instruction set the kernels use: the best this CPU has, or a lower one by
+// MOE_CPU=baseline|avx2|avx512. Fixed once, before any kernel runs, so threads never race to detect
+// it.
 #include "cpu/cpu.h"
-
 #include "cpu/targets.h"
+
 #include <hwy/highway.h>
 #include <hwy/targets.h>
 
@@ -25,7 +26,9 @@ const char* choose() {
   const char* wanted = std::getenv("MOE_CPU");
   if (wanted != nullptr && *wanted != '\0') {
     std::string_view level = wanted;
-    std::int64_t higher = level == "baseline" ? HWY_AVX2 | HWY_AVX3 : level == "avx2" ? HWY_AVX3 : 0;
+    std::int64_t higher = level == "baseline" ? HWY_AVX2 | HWY_AVX3
+                          : level == "avx2"   ? HWY_AVX3
+                                              : 0;
     check(level == "baseline" || level == "avx2" || level == "avx512",
           "MOE_CPU is '{}': use baseline, avx2 or avx512", wanted);
     have &= ~higher;

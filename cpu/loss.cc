@@ -1,4 +1,5 @@
-// Cross entropy over rows of logits: peak, sum of exponentials, loss; f32 with the sum over rows in double, in order.
+// Cross entropy over rows of logits: peak, sum of exponentials, loss; f32 with the sum over rows in
+// double, in order.
 //   loss = factor sum_t (lse_t - x[t,target_t])     dx += dloss factor (exp(x - lse) - [target])
 #include "cpu/cpu.h"
 #include "runtime/kernels.h"
@@ -41,8 +42,8 @@ HWY_NOINLINE float log_sum_exp(const float* x, Index n) {
     sums = hn::Add(sums, exp(d, hn::Sub(hn::LoadU(d, x + c), shift)));
   if (c < n) {
     const auto inside = hn::FirstN(d, static_cast<std::size_t>(n - c));
-    sums = hn::Add(
-        sums, hn::IfThenElseZero(inside, exp(d, hn::Sub(load_tail(d, x + c, n - c), shift))));
+    sums = hn::Add(sums,
+                   hn::IfThenElseZero(inside, exp(d, hn::Sub(load_tail(d, x + c, n - c), shift))));
   }
   return peak + std::log(reduce_sum(d, sums));
 }
@@ -76,7 +77,9 @@ HWY_EXPORT(add_probabilities);
 
 namespace {
 
-Index row_grain(Index cols) { return std::max<Index>(1, 8'192 / std::max<Index>(cols, 1)); }
+Index row_grain(Index cols) {
+  return std::max<Index>(1, 8'192 / std::max<Index>(cols, 1));
+}
 
 // The row with blocked entries at minus infinity, or the row itself.
 const float* visible(Rows<const float> logits, const std::uint8_t* blocked, Index t) {
@@ -89,15 +92,16 @@ const float* visible(Rows<const float> logits, const std::uint8_t* blocked, Inde
   return row;
 }
 
-void cross_entropy(Rows<const float> logits, const std::int32_t* target, const std::uint8_t* blocked,
-                   double factor, float* loss, float* lse) {
+void cross_entropy(Rows<const float> logits, const std::int32_t* target,
+                   const std::uint8_t* blocked, double factor, float* loss, float* lse) {
   auto row_lse = HWY_DYNAMIC_DISPATCH(log_sum_exp);
   parallel_for(logits.rows, row_grain(logits.cols), [&](Index begin, Index end) {
     for (Index t = begin; t < end; ++t) lse[t] = row_lse(visible(logits, blocked, t), logits.cols);
   });
   double sum = 0;
   for (Index t = 0; t < logits.rows; ++t)
-    if (target[t] >= 0) sum += static_cast<double>(lse[t]) - static_cast<double>(logits[t][target[t]]);
+    if (target[t] >= 0)
+      sum += static_cast<double>(lse[t]) - static_cast<double>(logits[t][target[t]]);
   loss[0] = static_cast<float>(factor * sum);
 }
 

@@ -1,5 +1,7 @@
-// AdamW in one pass over parameter, gradient and both moments (28 bytes a parameter, memory-bound), and the norm.
-//   m = b1 m + (1-b1) g   v = b2 v + (1-b2) g^2   p -= rate (m / c1 / (sqrt(v / c2) + eps) + decay p)
+// AdamW in one pass over parameter, gradient and both moments (28 bytes a parameter, memory-bound),
+// and the norm.
+//   m = b1 m + (1-b1) g   v = b2 v + (1-b2) g^2   p -= rate (m / c1 / (sqrt(v / c2) + eps) + decay
+//   p)
 #include "cpu/cpu.h"
 #include "runtime/kernels.h"
 #include "runtime/parallel.h"
@@ -21,7 +23,8 @@
 namespace moe::cpu {
 // The constants of one chunk's update.
 struct AdamWFactors {
-  float beta1, beta2, clip, step, root, eps, keep;  // step = rate / c1, root = 1 / c2, keep = 1 - rate decay
+  float beta1, beta2, clip, step, root, eps,
+      keep;  // step = rate / c1, root = 1 / c2, keep = 1 - rate decay
 };
 }  // namespace moe::cpu
 #endif
@@ -31,7 +34,8 @@ namespace moe::cpu::HWY_NAMESPACE {
 namespace {
 
 // v / c2 is v * root, and the step m / c1 is folded into `step`; the rest is as written above.
-HWY_NOINLINE void adamw_range(const AdamWFactors& f, float* p, float* m, float* v, const float* g, Index n) {
+HWY_NOINLINE void adamw_range(const AdamWFactors& f, float* p, float* m, float* v, const float* g,
+                              Index n) {
   const hn::ScalableTag<float> d;
   const Index lanes = static_cast<Index>(hn::Lanes(d));
   const auto b1 = hn::Set(d, f.beta1), b2 = hn::Set(d, f.beta2), clip = hn::Set(d, f.clip);
@@ -75,8 +79,8 @@ namespace {
 
 constexpr Index piece = 16'384;  // elements a thread takes at a time
 
-void adamw(const AdamWChunk<float>* chunks, Index count, const AdamWStep* step, double beta1, double beta2,
-           double eps) {
+void adamw(const AdamWChunk<float>* chunks, Index count, const AdamWStep* step, double beta1,
+           double beta2, double eps) {
   auto range = HWY_DYNAMIC_DISPATCH(adamw_range);
   struct Piece {
     const AdamWChunk<float>* chunk;
@@ -84,7 +88,8 @@ void adamw(const AdamWChunk<float>* chunks, Index count, const AdamWStep* step, 
   };
   std::vector<Piece> pieces;
   for (Index c = 0; c < count; ++c)
-    for (Index begin = 0; begin < chunks[c].count; begin += piece) pieces.push_back({chunks + c, begin});
+    for (Index begin = 0; begin < chunks[c].count; begin += piece)
+      pieces.push_back({chunks + c, begin});
   parallel_for(static_cast<Index>(pieces.size()), 1, [&](Index first, Index last) {
     for (Index i = first; i < last; ++i) {
       const auto& [chunk, begin] = pieces[static_cast<std::size_t>(i)];
@@ -117,8 +122,8 @@ void norm_squared(const float* x, Index count, double* result) {
           double value = static_cast<double>(x[i + l]);
           lane[l] += value * value;
         }
-      for (; i < end; ++i) lane[(i - begin) % norm_lanes] +=
-          static_cast<double>(x[i]) * static_cast<double>(x[i]);
+      for (; i < end; ++i)
+        lane[(i - begin) % norm_lanes] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
       double sum = 0;
       for (double part : lane) sum += part;
       sums[static_cast<std::size_t>(b)] = sum;

@@ -1,7 +1,6 @@
-// Rows into expert order and back: copies and weighted sums, partitioned by output rows. Selecting and sorting
-// handle a few numbers per row and stay with the reference.
+// Rows into expert order and back: copies and weighted sums, partitioned by output rows. Selecting
+// and sorting handle a few numbers per row and stay with the reference.
 #include "cpu/cpu.h"
-
 #include "runtime/parallel.h"
 
 #include <algorithm>
@@ -11,9 +10,12 @@ namespace moe::cpu {
 
 namespace {
 
-Index row_grain(Index cols) { return std::max<Index>(1, 16'384 / std::max<Index>(cols, 1)); }
+Index row_grain(Index cols) {
+  return std::max<Index>(1, 16'384 / std::max<Index>(cols, 1));
+}
 
-void gather_rows(Rows<const float> x, const std::int32_t* source, const std::int32_t* count, Rows<float> y) {
+void gather_rows(Rows<const float> x, const std::int32_t* source, const std::int32_t* count,
+                 Rows<float> y) {
   parallel_for(*count, row_grain(x.cols), [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i)
       std::memcpy(y[i], x[source[i]], static_cast<std::size_t>(x.cols) * sizeof(float));

@@ -1,7 +1,6 @@
-// Pooling over segments, one segment a thread at a time: memory-bound loops over contiguous rows that the compiler
-// vectorises across columns, so every sum runs in row order.
+// Pooling over segments, one segment a thread at a time: memory-bound loops over contiguous rows
+// that the compiler vectorises across columns, so every sum runs in row order.
 #include "cpu/cpu.h"
-
 #include "runtime/parallel.h"
 
 #include <algorithm>

@@ -24,7 +24,8 @@ namespace {
 // x + dropout(W y + b); the residual rides in the product's epilogue when nothing is dropped.
 Tensor residual_linear(const Linear& dense, const Tensor& y, const Tensor& x, const Pass& pass,
                        std::uint64_t stream, double rate) {
-  if (!pass.draw.train || rate == 0) return dense(y, {.activation = Activation::none, .residual = x});
+  if (!pass.draw.train || rate == 0)
+    return dense(y, {.activation = Activation::none, .residual = x});
   return add(dropout(dense(y), pass.draw, stream, rate), x);
 }
 
@@ -62,8 +63,9 @@ Bert::Bert(const Scope& s, const BertConfig& c) : config(c) {
 }
 
 Tensor Bert::operator()(const TokenBatch& batch, const Pass& pass) const {
-  check(pass.rows.longest <= config.positions, "BERT: a text of {} tokens, the model has {} positions",
-        pass.rows.longest, config.positions);
+  check(pass.rows.longest <= config.positions,
+        "BERT: a text of {} tokens, the model has {} positions", pass.rows.longest,
+        config.positions);
   Tensor x = add(add(lookup(word, batch.ids), lookup(type, batch.types)),
                  lookup(position, batch.positions));
   x = dropout(norm(x), pass.draw, stream_hash("dropout:embeddings"), config.dropout);

@@ -1,4 +1,5 @@
-// BERT encoder (Devlin, Chang, Lee, Toutanova 2019) and the family with its shape: TinyBERT, MiniLM, Contriever,
+// BERT encoder (Devlin, Chang, Lee, Toutanova 2019) and the family with its shape: TinyBERT,
+// MiniLM, Contriever,
 // ... Names equal the Hugging Face checkpoint's, without the optional "bert." prefix.
 #pragma once
 
@@ -45,7 +46,8 @@ struct Bert {
   Tensor pool(const Tensor& hidden, const Segments& segments) const;
 };
 
-// Masked-language-model head: logits = (norm(gelu(W h + b))) E^T + c, E the word embeddings.    h (M,H) -> (M,V)
+// Masked-language-model head: logits = (norm(gelu(W h + b))) E^T + c, E the word embeddings.    h
+// (M,H) -> (M,V)
 struct BertMlmHead {
   Linear transform;
   LayerNorm norm;
@@ -55,8 +57,8 @@ struct BertMlmHead {
   Tensor operator()(const Tensor& hidden, const Tensor& word_embeddings) const;
 };
 
-// Renames a checkpoint's tensors to ours: strips "bert.", gamma/beta -> weight/bias, drops position_ids; adds
-// `prefix`. Head tensors (cls.*) are kept under their names.
+// Renames a checkpoint's tensors to ours: strips "bert.", gamma/beta -> weight/bias, drops
+// position_ids; adds `prefix`. Head tensors (cls.*) are kept under their names.
 TensorFile normalise_bert_names(TensorFile file, const std::string& prefix);
 
 }  // namespace moe

@@ -12,7 +12,8 @@ FfnBank::FfnBank(const Scope& s, Index experts, Index size, Index middle, Activa
 }
 
 Tensor FfnBank::operator()(const Tensor& x, const Segments& groups) const {
-  return grouped_linear(grouped_linear(x, down, down_bias, groups, activation), up, up_bias, groups);
+  return grouped_linear(grouped_linear(x, down, down_bias, groups, activation), up, up_bias,
+                        groups);
 }
 
 }  // namespace moe

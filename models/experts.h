@@ -1,5 +1,6 @@
-// A bank of two-layer experts: e_i(x) = W2_i act(W1_i x + b1_i) + b2_i. A bottleneck adapter is one with a
-// small middle. Rows come in expert order (gather); one grouped product per layer serves all experts.
+// A bank of two-layer experts: e_i(x) = W2_i act(W1_i x + b1_i) + b2_i. A bottleneck adapter is one
+// with a small middle. Rows come in expert order (gather); one grouped product per layer serves all
+// experts.
 #pragma once
 
 #include "models/layers.h"

@@ -19,8 +19,10 @@ TokenBatch make_batch(std::span<const std::vector<std::int32_t>> texts, Device d
           types.empty() ? 0 : types[i].size());
     lengths.push_back(static_cast<std::int32_t>(n));
     ids.insert(ids.end(), texts[i].begin(), texts[i].end());
-    if (types.empty()) kinds.insert(kinds.end(), n, 0);
-    else kinds.insert(kinds.end(), types[i].begin(), types[i].end());
+    if (types.empty())
+      kinds.insert(kinds.end(), n, 0);
+    else
+      kinds.insert(kinds.end(), types[i].begin(), types[i].end());
     for (std::size_t p = 0; p < n; ++p) positions.push_back(static_cast<std::int32_t>(p));
   }
   Index rows = static_cast<Index>(ids.size());

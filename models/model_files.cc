@@ -1,7 +1,7 @@
-// The JSON files of a model folder: config.json, modules.json, 1_Pooling, Dense, SB-MoE, lengths and prompts.
-// Unknown keys are ignored, missing ones get the Hugging Face defaults, impossible sizes are refused here.
+// The JSON files of a model folder: config.json, modules.json, 1_Pooling, Dense, SB-MoE, lengths
+// and prompts. Unknown keys are ignored, missing ones get the Hugging Face defaults, impossible
+// sizes are refused here.
 #include "models/text_encoder.h"
-
 #include "runtime/file.h"
 
 #include <nlohmann/json.hpp>
@@ -40,7 +40,8 @@ Index size_or(const Json& json, const std::string& path, const char* key, Index 
   double value = value_or<double>(json, path, key, static_cast<double>(fallback));
   if (!(value >= static_cast<double>(low) && value <= static_cast<double>(high)) ||
       value != static_cast<double>(static_cast<Index>(value)))
-    fail(Fault::bad_data, "{}: '{}' is {}, allowed are whole numbers {}..{}", path, key, value, low, high);
+    fail(Fault::bad_data, "{}: '{}' is {}, allowed are whole numbers {}..{}", path, key, value, low,
+         high);
   return static_cast<Index>(value);
 }
 
@@ -52,15 +53,20 @@ Activation activation_of(const std::string& name, const std::string& path) {
   if (name.ends_with("activation.ReLU")) return Activation::relu;
   if (name.ends_with("activation.GELU")) return Activation::gelu;
   if (name.ends_with("linear.Identity")) return Activation::none;
-  fail(Fault::bad_data, "{}: activation '{}' is not supported (gelu, gelu_new, relu, tanh)", path, name);
+  fail(Fault::bad_data, "{}: activation '{}' is not supported (gelu, gelu_new, relu, tanh)", path,
+       name);
 }
 
 const char* torch_name(Activation f) {
   switch (f) {
-    case Activation::relu: return "torch.nn.modules.activation.ReLU";
-    case Activation::gelu: return "torch.nn.modules.activation.GELU";
-    case Activation::none: return "torch.nn.modules.linear.Identity";
-    default: return "torch.nn.modules.activation.Tanh";
+    case Activation::relu:
+      return "torch.nn.modules.activation.ReLU";
+    case Activation::gelu:
+      return "torch.nn.modules.activation.GELU";
+    case Activation::none:
+      return "torch.nn.modules.linear.Identity";
+    default:
+      return "torch.nn.modules.activation.Tanh";
   }
 }
 
@@ -75,12 +81,12 @@ std::string plain(const std::string& name, const std::string& file) {
 BertConfig read_bert(const std::string& path, const Json& json, std::string& activation) {
   std::string type = value_or<std::string>(json, path, "model_type", "bert");
   if (type != "bert")
-    fail(Fault::bad_data, "{}: model_type '{}' is not supported, only the BERT family ('bert')", path, type);
-  std::string positions =
-      value_or<std::string>(json, path, "position_embedding_type", "absolute");
+    fail(Fault::bad_data, "{}: model_type '{}' is not supported, only the BERT family ('bert')",
+         path, type);
+  std::string positions = value_or<std::string>(json, path, "position_embedding_type", "absolute");
   if (positions != "absolute")
-    fail(Fault::bad_data, "{}: position_embedding_type '{}' is not supported, only 'absolute'", path,
-         positions);
+    fail(Fault::bad_data, "{}: position_embedding_type '{}' is not supported, only 'absolute'",
+         path, positions);
   BertConfig c;
   c.vocabulary = size_or(json, path, "vocab_size", c.vocabulary, 1, 10'000'000);
   c.hidden = size_or(json, path, "hidden_size", c.hidden, 1, 65'536);
@@ -91,12 +97,14 @@ BertConfig read_bert(const std::string& path, const Json& json, std::string& act
   c.types = size_or(json, path, "type_vocab_size", c.types, 1, 1'000);
   c.eps = value_or<double>(json, path, "layer_norm_eps", c.eps);
   c.dropout = value_or<double>(json, path, "hidden_dropout_prob", c.dropout);
-  c.attention_dropout = value_or<double>(json, path, "attention_probs_dropout_prob", c.attention_dropout);
+  c.attention_dropout =
+      value_or<double>(json, path, "attention_probs_dropout_prob", c.attention_dropout);
   c.init_deviation = value_or<double>(json, path, "initializer_range", c.init_deviation);
   activation = value_or<std::string>(json, path, "hidden_act", "gelu");
   c.activation = activation_of(activation, path);
   if (c.hidden % c.heads != 0)
-    fail(Fault::bad_data, "{}: hidden_size {} does not split into {} heads", path, c.hidden, c.heads);
+    fail(Fault::bad_data, "{}: hidden_size {} does not split into {} heads", path, c.hidden,
+         c.heads);
   for (double rate : {c.dropout, c.attention_dropout})
     if (!(rate >= 0 && rate < 1))
       fail(Fault::bad_data, "{}: a dropout probability is {}, outside [0, 1)", path, rate);
@@ -120,7 +128,8 @@ Pooling read_pooling(const std::string& path) {
   }
   std::vector<std::string> on;
   for (auto& [key, value] : json.items())
-    if (key.starts_with("pooling_mode_") && value.is_boolean() && value.get<bool>()) on.push_back(key);
+    if (key.starts_with("pooling_mode_") && value.is_boolean() && value.get<bool>())
+      on.push_back(key);
   if (on.size() != 1)
     fail(Fault::bad_data, "{}: {} pooling modes are on, exactly one is supported", path, on.size());
   if (on[0] == "pooling_mode_mean_tokens") return Pooling::mean;
@@ -138,7 +147,8 @@ HeadModule read_dense(const std::string& path, std::size_t number) {
   m.out = size_or(json, path, "out_features", 0, 1, 1'000'000);
   m.bias = value_or<bool>(json, path, "bias", true);
   m.activation = activation_of(
-      value_or<std::string>(json, path, "activation_function", "torch.nn.modules.activation.Tanh"), path);
+      value_or<std::string>(json, path, "activation_function", "torch.nn.modules.activation.Tanh"),
+      path);
   return m;
 }
 
@@ -154,7 +164,8 @@ void read_modules(const std::string& directory, EncoderConfig& config) {
     std::string inside = directory + "/" + folder;
     if (kind == "Transformer" && i == 0) {
       if (!folder.empty())
-        fail(Fault::bad_data, "{}: a transformer in its own folder ('{}') is not supported", file, folder);
+        fail(Fault::bad_data, "{}: a transformer in its own folder ('{}') is not supported", file,
+             folder);
     } else if (kind == "Pooling" && i == 1) {
       config.pooling = read_pooling(inside + "/config.json");
       config.pooling_source = folder + "/config.json";
@@ -172,7 +183,8 @@ void read_modules(const std::string& directory, EncoderConfig& config) {
       config.modules.push_back(block);
     } else {
       fail(Fault::bad_data,
-           "{}: module {} of type '{}' is not supported (Transformer, Pooling, Normalize, Dense, SBMoE)",
+           "{}: module {} of type '{}' is not supported (Transformer, Pooling, Normalize, Dense, "
+           "SBMoE)",
            file, i, type);
     }
     // Weights are found again by module_folder(): the layout must be the usual one.
@@ -191,7 +203,8 @@ void read_lengths_and_prompts(const std::string& directory, EncoderConfig& confi
     // model_max_length may be a sentinel of about 1e30: read as a number, then bounded.
     const char* key = std::string_view(name)[0] == 's' ? "max_seq_length" : "model_max_length";
     double length = value_or<double>(json, path, key, static_cast<double>(config.max_length));
-    if (!(length >= 2)) fail(Fault::bad_data, "{}: '{}' is {}, expected at least 2", path, key, length);
+    if (!(length >= 2))
+      fail(Fault::bad_data, "{}: '{}' is {}, expected at least 2", path, key, length);
     if (length <= static_cast<double>(config.bert.positions)) {
       config.max_length = static_cast<Index>(length);
       config.max_length_source = name;
@@ -203,9 +216,8 @@ void read_lengths_and_prompts(const std::string& directory, EncoderConfig& confi
   auto prompts = json.find("prompts");
   if (prompts == json.end() || !prompts->is_object()) return;
   config.query_prompt = value_or<std::string>(*prompts, path, "query", "");
-  config.document_prompt =
-      value_or<std::string>(*prompts, path, "document",
-                            value_or<std::string>(*prompts, path, "passage", ""));
+  config.document_prompt = value_or<std::string>(
+      *prompts, path, "document", value_or<std::string>(*prompts, path, "passage", ""));
 }
 
 }  // namespace
@@ -333,14 +345,16 @@ std::vector<FolderFile> encoder_files(const EncoderConfig& config) {
   put("modules.json", modules);
   Pooling p = *config.pooling;
   if (p == Pooling::pooler)
-    put("1_Pooling/config.json", {{"word_embedding_dimension", b.hidden}, {"pooling_mode", "pooler"}});
+    put("1_Pooling/config.json",
+        {{"word_embedding_dimension", b.hidden}, {"pooling_mode", "pooler"}});
   else
     put("1_Pooling/config.json", {{"word_embedding_dimension", b.hidden},
                                   {"pooling_mode_cls_token", p == Pooling::cls},
                                   {"pooling_mode_mean_tokens", p == Pooling::mean},
                                   {"pooling_mode_max_tokens", p == Pooling::max},
                                   {"pooling_mode_mean_sqrt_len_tokens", false}});
-  put("sentence_bert_config.json", {{"max_seq_length", config.max_length}, {"do_lower_case", false}});
+  put("sentence_bert_config.json",
+      {{"max_seq_length", config.max_length}, {"do_lower_case", false}});
   Json prompts = Json::object();
   if (!config.query_prompt.empty()) prompts["query"] = config.query_prompt;
   if (!config.document_prompt.empty()) prompts["document"] = config.document_prompt;

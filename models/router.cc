@@ -27,9 +27,12 @@ Router::Router(const Scope& s, const RouterConfig& c, Index size) : config(c) {
 namespace {
 Tensor normalise(RouterConfig::Norm norm, const Tensor& logits) {
   switch (norm) {
-    case RouterConfig::Norm::softmax: return softmax(logits);
-    case RouterConfig::Norm::sigmoid: return sigmoid(logits);
-    case RouterConfig::Norm::identity: break;
+    case RouterConfig::Norm::softmax:
+      return softmax(logits);
+    case RouterConfig::Norm::sigmoid:
+      return sigmoid(logits);
+    case RouterConfig::Norm::identity:
+      break;
   }
   return logits;
 }
@@ -40,9 +43,10 @@ RouteOut Router::operator()(const Tensor& x, const Pass& pass) const {
   RouteOut r;
   const Routes* routes = pass.routes;
   if (config.select == Select::given) {
-    check(routes != nullptr && routes->given, "this router takes its choices from outside: none came");
-    r.routing = given(routes->given,
-                      full(routes->given.shape(), x.dtype(), x.device(), 1), config.experts);
+    check(routes != nullptr && routes->given,
+          "this router takes its choices from outside: none came");
+    r.routing =
+        given(routes->given, full(routes->given.shape(), x.dtype(), x.device(), 1), config.experts);
   } else if (config.select == Select::random) {
     // r ~ U[0,1)^E, k = argmax r, weight r_k: drawn by counter, in training and in evaluation.
     r.noisy_prob = random_uniform({x.rows(), config.experts}, x.dtype(), x.device(),
@@ -60,12 +64,13 @@ RouteOut Router::operator()(const Tensor& x, const Pass& pass) const {
       Tensor draw = random_normal(r.logit.shape(), x.dtype(), x.device(), pass.draw.dice(stream));
       r.noisy_prob = normalise(config.norm, add(r.logit, scale(mul(draw, spread), tau)));
     }
-    TopKOptions options{.renormalise = config.weights == RouterConfig::Weights::renormalise,
-                        .floor = 0,
-                        .straight_through = config.weights == RouterConfig::Weights::straight_through,
-                        .bias = bias,
-                        .allow = routes ? routes->allow : Tensor(),
-                        .selection = {}};
+    TopKOptions options{
+        .renormalise = config.weights == RouterConfig::Weights::renormalise,
+        .floor = 0,
+        .straight_through = config.weights == RouterConfig::Weights::straight_through,
+        .bias = bias,
+        .allow = routes ? routes->allow : Tensor(),
+        .selection = {}};
     Index k = config.select == Select::all ? config.experts : config.k;
     if (config.select == Select::all) options.renormalise = options.straight_through = false;
     r.routing = top_k(r.noisy_prob, k, options);
@@ -84,26 +89,34 @@ void Router::update_bias(std::span<const std::int64_t> load, double rate) const 
       double gap = mean - static_cast<double>(load[i]);
       values[i] += static_cast<Stat<T>>(gap > 0 ? rate : gap < 0 ? -rate : 0);
     }
-    backend(bias.device()).upload(bias.mut<Stat<T>>(), values.data(), values.size() * sizeof(Stat<T>));
+    backend(bias.device())
+        .upload(bias.mut<Stat<T>>(), values.data(), values.size() * sizeof(Stat<T>));
   };
   with_type(bias, shift);
 }
 
 const char* name_of(RouterConfig::Select select) {
   switch (select) {
-    case RouterConfig::Select::top_k: return "topk";
-    case RouterConfig::Select::all: return "all";
-    case RouterConfig::Select::random: return "random";
-    case RouterConfig::Select::given: return "given";
+    case RouterConfig::Select::top_k:
+      return "topk";
+    case RouterConfig::Select::all:
+      return "all";
+    case RouterConfig::Select::random:
+      return "random";
+    case RouterConfig::Select::given:
+      return "given";
   }
   return "?";
 }
 
 const char* name_of(RouterConfig::Weights weights) {
   switch (weights) {
-    case RouterConfig::Weights::raw: return "raw";
-    case RouterConfig::Weights::renormalise: return "renorm";
-    case RouterConfig::Weights::straight_through: return "straight-through";
+    case RouterConfig::Weights::raw:
+      return "raw";
+    case RouterConfig::Weights::renormalise:
+      return "renorm";
+    case RouterConfig::Weights::straight_through:
+      return "straight-through";
   }
   return "?";
 }

@@ -1,5 +1,5 @@
-// The router pipeline: score -> + bias -> + noise -> norm -> select -> weigh. Every system's router is a point
-// of this space; a new one is a new scorer, never a flag of a system.
+// The router pipeline: score -> + bias -> + noise -> norm -> select -> weigh. Every system's router
+// is a point of this space; a new one is a new scorer, never a flag of a system.
 #pragma once
 
 #include "models/layers.h"
@@ -9,7 +9,11 @@
 namespace moe {
 
 struct RouterConfig {
-  enum class Score : std::uint8_t { none, linear, mlp } score = Score::mlp;  // mlp: d -> d/2 -> E, ReLU
+  enum class Score : std::uint8_t {
+    none,
+    linear,
+    mlp
+  } score = Score::mlp;  // mlp: d -> d/2 -> E, ReLU
   enum class Noise : std::uint8_t { none, softplus_gauss } noise = Noise::softplus_gauss;
   enum class Norm : std::uint8_t { softmax, sigmoid, identity } norm = Norm::softmax;
   enum class Select : std::uint8_t { top_k, all, random, given } select = Select::top_k;
@@ -21,9 +25,9 @@ struct RouterConfig {
 // One decision, with what losses and traces read.
 struct RouteOut {
   Routing routing;
-  Tensor logit;      // (N,E) clean; absent when select is random or given
-  Tensor prob;       // (N,E) norm of the clean logits
-  Tensor noisy_prob; // (N,E) norm of the noisy ones; prob itself without noise
+  Tensor logit;       // (N,E) clean; absent when select is random or given
+  Tensor prob;        // (N,E) norm of the clean logits
+  Tensor noisy_prob;  // (N,E) norm of the noisy ones; prob itself without noise
 };
 
 // What routers need from outside and leave behind. One object per forward, owned by the caller.

@@ -31,9 +31,10 @@ void validate(const SbMoeConfig& c) {
   check(!(c.k == 1 && c.weights == Weights::renormalise && !soft),
         "SB-MoE: 'renorm' with k = 1 makes every weight 1, so the gate cannot learn.\n"
         "Use weights = raw or straight-through, or k >= 2.");
-  check(!(c.k == 1 && c.combine == SbMoeConfig::Combine::weight_then_unit && c.balance == 0 && !soft),
-        "SB-MoE: 'weight-then-unit' with k = 1 cancels the weight, so the gate cannot learn.\n"
-        "Use combine = unit-then-weight, k >= 2, or a balance loss.");
+  check(
+      !(c.k == 1 && c.combine == SbMoeConfig::Combine::weight_then_unit && c.balance == 0 && !soft),
+      "SB-MoE: 'weight-then-unit' with k = 1 cancels the weight, so the gate cannot learn.\n"
+      "Use combine = unit-then-weight, k >= 2, or a balance loss.");
 }
 
 SbMoe::SbMoe(const Scope& s, const SbMoeConfig& c) : config(c) {
@@ -74,10 +75,14 @@ Tensor SbMoe::operator()(const Tensor& x, const Pass& pass) const {
     case SbMoeConfig::Combine::unit_then_weight:
       y = combine(l2_normalize(y, unit_floor), route.routing);
       break;
-    case SbMoeConfig::Combine::scaled_sum: y = combine(y, route.routing); break;
+    case SbMoeConfig::Combine::scaled_sum:
+      y = combine(y, route.routing);
+      break;
   }
-  if (lambda) y = scale_by(y, lambda);
-  else if (config.lambda != 1) y = scale(y, config.lambda);
+  if (lambda)
+    y = scale_by(y, lambda);
+  else if (config.lambda != 1)
+    y = scale(y, config.lambda);
   return add(x, y);
 }
 
@@ -108,9 +113,12 @@ const char* name_of(SbMoeConfig::Mode mode) {
 
 const char* name_of(SbMoeConfig::Combine combine) {
   switch (combine) {
-    case SbMoeConfig::Combine::unit_then_weight: return "unit-then-weight";
-    case SbMoeConfig::Combine::weight_then_unit: return "weight-then-unit";
-    case SbMoeConfig::Combine::scaled_sum: return "scaled-sum";
+    case SbMoeConfig::Combine::unit_then_weight:
+      return "unit-then-weight";
+    case SbMoeConfig::Combine::weight_then_unit:
+      return "weight-then-unit";
+    case SbMoeConfig::Combine::scaled_sum:
+      return "scaled-sum";
   }
   return "?";
 }

@@ -12,11 +12,15 @@ namespace {
 
 constexpr double normalize_floor = 1e-12;
 
-std::string tensor_prefix(const HeadModule& module) { return module.name + "."; }
+std::string tensor_prefix(const HeadModule& module) {
+  return module.name + ".";
+}
 
-// All tensors of a model folder under our names: "bert." for the transformer, the module's name for the rest.
+// All tensors of a model folder under our names: "bert." for the transformer, the module's name for
+// the rest.
 TensorFile gather_weights(const std::string& directory, EncoderConfig& config) {
-  TensorFile all = normalise_bert_names(read_model_weights(directory, &config.weights_file), "bert.");
+  TensorFile all =
+      normalise_bert_names(read_model_weights(directory, &config.weights_file), "bert.");
   for (std::size_t i = 0; i < config.modules.size(); ++i) {
     const HeadModule& module = config.modules[i];
     if (module.kind == HeadModule::Kind::normalize) continue;
@@ -76,10 +80,14 @@ void apply_overrides(EncoderConfig& config, const TextEncoder::Options& options)
 
 const char* name_of(Pooling pooling) {
   switch (pooling) {
-    case Pooling::mean: return "mean";
-    case Pooling::cls: return "cls";
-    case Pooling::max: return "max";
-    case Pooling::pooler: return "pooler";
+    case Pooling::mean:
+      return "mean";
+    case Pooling::cls:
+      return "cls";
+    case Pooling::max:
+      return "max";
+    case Pooling::pooler:
+      return "pooler";
   }
   return "?";
 }
@@ -92,7 +100,9 @@ Pooling parse_pooling(const std::string& name) {
 
 TextEncoder::TextEncoder(EncoderConfig config, std::unique_ptr<Tokenizer> tokenizer,
                          Parameters::Options options)
-    : config_(std::move(config)), tokenizer_(std::move(tokenizer)), parameters_(std::move(options)) {
+    : config_(std::move(config)),
+      tokenizer_(std::move(tokenizer)),
+      parameters_(std::move(options)) {
   build();
 }
 
@@ -102,8 +112,8 @@ void TextEncoder::build() {
   size_ = config_.bert.hidden;
   for (const HeadModule& module : config_.modules) {
     if (module.kind == HeadModule::Kind::dense) {
-      check(module.in == size_, "module {}: takes vectors of {}, the one before gives {}", module.name,
-            module.in, size_);
+      check(module.in == size_, "module {}: takes vectors of {}, the one before gives {}",
+            module.name, module.in, size_);
       Linear layer;
       Scope s = root / module.name;
       layer.weight = s.matrix("weight", {module.out, module.in}, uniform_fan_in(module.in));
@@ -117,7 +127,8 @@ void TextEncoder::build() {
   }
 }
 
-std::unique_ptr<TextEncoder> TextEncoder::load(const std::string& directory, const Options& options) {
+std::unique_ptr<TextEncoder> TextEncoder::load(const std::string& directory,
+                                               const Options& options) {
   EncoderConfig config = read_encoder_config(directory);
   bool fresh_block = options.add_moe.has_value();
   TensorFile weights = gather_weights(directory, config);
@@ -126,7 +137,8 @@ std::unique_ptr<TextEncoder> TextEncoder::load(const std::string& directory, con
   apply_overrides(config, options);
   if (!config.pooling)
     fail(Fault::usage,
-         "{}: no file says how token vectors become a text vector (1_Pooling/config.json is absent).\n"
+         "{}: no file says how token vectors become a text vector (1_Pooling/config.json is "
+         "absent).\n"
          "Add --pooling mean, cls or max.",
          directory);
   auto tokenizer = load_wordpiece(config.tokenizer_directory);
@@ -160,19 +172,31 @@ Tensor TextEncoder::operator()(const TokenBatch& batch, Pass pass) const {
   Tensor hidden = (*bert_)(batch, pass);
   Tensor x;
   switch (*config_.pooling) {
-    case Pooling::mean: x = segment_mean(hidden, pass.rows); break;
-    case Pooling::max: x = segment_max(hidden, pass.rows); break;
-    case Pooling::cls: x = segment_first(hidden, pass.rows); break;
-    case Pooling::pooler: x = bert_->pool(hidden, pass.rows); break;
+    case Pooling::mean:
+      x = segment_mean(hidden, pass.rows);
+      break;
+    case Pooling::max:
+      x = segment_max(hidden, pass.rows);
+      break;
+    case Pooling::cls:
+      x = segment_first(hidden, pass.rows);
+      break;
+    case Pooling::pooler:
+      x = bert_->pool(hidden, pass.rows);
+      break;
   }
   std::size_t dense = 0;
   for (const HeadModule& module : config_.modules) {
     switch (module.kind) {
-      case HeadModule::Kind::normalize: x = l2_normalize(x, normalize_floor); break;
+      case HeadModule::Kind::normalize:
+        x = l2_normalize(x, normalize_floor);
+        break;
       case HeadModule::Kind::dense:
         x = dense_[dense++](x, {.activation = module.activation, .residual = {}});
         break;
-      case HeadModule::Kind::sbmoe: x = (*moe_)(x, pass); break;
+      case HeadModule::Kind::sbmoe:
+        x = (*moe_)(x, pass);
+        break;
     }
   }
   return x;
@@ -210,15 +234,16 @@ void TextEncoder::save(const std::string& directory, std::string_view card) cons
                       {{"format", "pt"}});
   }
   if (!config_.tokenizer_directory.empty())
-    for (const char* name : {"tokenizer.json", "vocab.txt", "tokenizer_config.json",
-                             "special_tokens_map.json"}) {
+    for (const char* name :
+         {"tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"}) {
       std::string from = config_.tokenizer_directory + "/" + name;
       if (file_exists(from))
         write_file_atomically(path(name), read_text_file(from, std::size_t{1} << 28));
     }
   write_file_atomically(path("README.md"), card);
   sync_directory(partial.string());
-  // Rename cannot replace a full folder: move the old one aside first, and remove it once the new one stands.
+  // Rename cannot replace a full folder: move the old one aside first, and remove it once the new
+  // one stands.
   fs::path old = target.parent_path() / (target.filename().string() + ".old");
   fs::remove_all(old, ignored);
   if (fs::exists(target)) fs::rename(target, old);

@@ -1,5 +1,6 @@
-// A text encoder as a folder: transformer, pooling, and a chain of modules on the pooled vector (Normalize,
-// Dense, SB-MoE), read and written in the sentence-transformers layout. Plain Hugging Face BERT folders load too.
+// A text encoder as a folder: transformer, pooling, and a chain of modules on the pooled vector
+// (Normalize, Dense, SB-MoE), read and written in the sentence-transformers layout. Plain Hugging
+// Face BERT folders load too.
 #pragma once
 
 #include "models/bert.h"
@@ -20,10 +21,10 @@ Pooling parse_pooling(const std::string& name);
 // One module after pooling, in order.
 struct HeadModule {
   enum class Kind : std::uint8_t { normalize, dense, sbmoe } kind = Kind::normalize;
-  Index in = 0, out = 0;                             // dense
-  Activation activation = Activation::tanh;          // dense
-  bool bias = true;                                  // dense
-  std::string name;                                  // scope of its parameters: "dense2", "moe"
+  Index in = 0, out = 0;                     // dense
+  Activation activation = Activation::tanh;  // dense
+  bool bias = true;                          // dense
+  std::string name;                          // scope of its parameters: "dense2", "moe"
 };
 
 struct EncoderConfig {
@@ -36,8 +37,8 @@ struct EncoderConfig {
   std::vector<HeadModule> modules;
   std::optional<SbMoeConfig> moe;
   std::string query_prompt, document_prompt;
-  std::string weights_file;              // which file the weights came from
-  std::string tokenizer_directory;       // where the tokenizer files lie
+  std::string weights_file;         // which file the weights came from
+  std::string tokenizer_directory;  // where the tokenizer files lie
 };
 
 // Reads every JSON file of a model folder; no weights.
@@ -49,11 +50,11 @@ class TextEncoder {
     Device device = Device::cpu;
     DType dtype = DType::f32;
     std::uint64_t seed = 42;
-    std::optional<Pooling> pooling;        // overrides the folder's
-    std::optional<bool> normalize;         // adds or removes Normalize modules
+    std::optional<Pooling> pooling;  // overrides the folder's
+    std::optional<bool> normalize;   // adds or removes Normalize modules
     std::optional<Index> max_length;
-    std::optional<double> dropout;         // both rates of the transformer
-    std::optional<SbMoeConfig> add_moe;    // puts a fresh block on the pooled vector
+    std::optional<double> dropout;              // both rates of the transformer
+    std::optional<SbMoeConfig> add_moe;         // puts a fresh block on the pooled vector
     std::optional<RouterConfig::Select> route;  // overrides the stored block's evaluation routing
     std::optional<Index> k;
   };
@@ -61,7 +62,8 @@ class TextEncoder {
   // From a folder with weights.
   static std::unique_ptr<TextEncoder> load(const std::string& directory, const Options& options);
   // With random weights from a configuration; the tokenizer is the caller's.
-  static std::unique_ptr<TextEncoder> create(EncoderConfig config, std::unique_ptr<Tokenizer> tokenizer,
+  static std::unique_ptr<TextEncoder> create(EncoderConfig config,
+                                             std::unique_ptr<Tokenizer> tokenizer,
                                              const Options& options);
 
   // (B,size) vectors of the packed batch.
@@ -79,14 +81,15 @@ class TextEncoder {
   Device device() const { return parameters_.device(); }
   Pooling pooling() const { return *config_.pooling; }
 
-  // The folder: config.json, model.safetensors, tokenizer files, modules.json and one folder per module.
-  // Complete before it appears: written beside `directory` and renamed.
+  // The folder: config.json, model.safetensors, tokenizer files, modules.json and one folder per
+  // module. Complete before it appears: written beside `directory` and renamed.
   void save(const std::string& directory, std::string_view card) const;
   // The weights of all modules under their own names, for checkpoints.
   std::vector<NamedTensor> state() const { return parameters_.named_tensors(); }
 
  private:
-  TextEncoder(EncoderConfig config, std::unique_ptr<Tokenizer> tokenizer, Parameters::Options options);
+  TextEncoder(EncoderConfig config, std::unique_ptr<Tokenizer> tokenizer,
+              Parameters::Options options);
   void build();
 
   EncoderConfig config_;

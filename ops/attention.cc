@@ -1,5 +1,5 @@
-// Scaled dot-product attention over ragged segments. Keeps only the log-sum-exp per query and head; backward
-// recomputes the scores.
+// Scaled dot-product attention over ragged segments. Keeps only the log-sum-exp per query and head;
+// backward recomputes the scores.
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -17,8 +17,12 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Segmen
   check_device("attention", q, {k, v});
   check_segments("attention", q, queries);
   check_segments("attention", k, keys);
-  AttentionShape shape{options.heads, q.cols() / options.heads, options.scale, options.causal,
-                       options.draw.train ? options.dropout : 0, options.draw.dice(options.stream)};
+  AttentionShape shape{options.heads,
+                       q.cols() / options.heads,
+                       options.scale,
+                       options.causal,
+                       options.draw.train ? options.dropout : 0,
+                       options.draw.dice(options.stream)};
   Tensor out = empty({q.rows(), q.cols()}, q.dtype(), q.device());
   Tensor lse = recording({q, k, v})
                    ? empty({q.rows(), options.heads}, stat_of(q.dtype()), q.device())
@@ -28,11 +32,12 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Segmen
     kernels.attention(q.view<T>(), k.view<T>(), v.view<T>(), queries.ragged(), keys.ragged(), shape,
                       out.mut_view<T>(), lse ? lse.mut<S>() : nullptr);
     record({q, k, v}, out, [&] {
-      return [q, k, v, out = out.detach(), lse, queries, keys, shape, &kernels](const Tensor& dout) {
-        kernels.attention_backward(q.view<T>(), k.view<T>(), v.view<T>(), out.view<T>(),
-                                   lse.data<S>(), dout.view<T>(), queries.ragged(), keys.ragged(),
-                                   shape, grad<T>(q), grad<T>(k), grad<T>(v));
-      };
+      return
+          [q, k, v, out = out.detach(), lse, queries, keys, shape, &kernels](const Tensor& dout) {
+            kernels.attention_backward(q.view<T>(), k.view<T>(), v.view<T>(), out.view<T>(),
+                                       lse.data<S>(), dout.view<T>(), queries.ragged(),
+                                       keys.ragged(), shape, grad<T>(q), grad<T>(k), grad<T>(v));
+          };
     });
   });
   return out;

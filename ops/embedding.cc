@@ -1,4 +1,5 @@
-// Table lookup. The gradient is added in order of the ids, partitioned by table rows: no atomics, same bits.
+// Table lookup. The gradient is added in order of the ids, partitioned by table rows: no atomics,
+// same bits.
 #include "ops/check.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"

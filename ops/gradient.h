@@ -13,8 +13,8 @@ struct GradientView {
   template <class T>
   Rows<T> rows() const {
     if (!gradient) return {};
-    check(gradient->dtype == dtype_of<T>, "gradient is {}, the kernel adds {}: cast the input first",
-          gradient->dtype, dtype_of<T>);
+    check(gradient->dtype == dtype_of<T>,
+          "gradient is {}, the kernel adds {}: cast the input first", gradient->dtype, dtype_of<T>);
     return {static_cast<T*>(gradient->touch()) + offset, count, cols, ld};
   }
 };

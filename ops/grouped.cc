@@ -5,7 +5,8 @@
 
 namespace moe {
 
-// y[t] = f(W_g x[t] + b_g) for t in group g; gradients as in linear, per group. Rows outside every group are zero.
+// y[t] = f(W_g x[t] + b_g) for t in group g; gradients as in linear, per group. Rows outside every
+// group are zero.
 Tensor grouped_linear(const Tensor& x, const Tensor& w, const Tensor& b, const Segments& groups,
                       Activation f) {
   check(x && w, "grouped_linear: input or bank is absent");
@@ -18,7 +19,8 @@ Tensor grouped_linear(const Tensor& x, const Tensor& w, const Tensor& b, const S
         b ? b.shape() : Shape{}, w.shape());
   check_arrays("grouped_linear", x, {w, b});
   check_segments("grouped_linear", x, groups);
-  // Zeros, not empty: rows of a choice nobody took are in no group, and 0 * NaN must not reach a gradient.
+  // Zeros, not empty: rows of a choice nobody took are in no group, and 0 * NaN must not reach a
+  // gradient.
   Tensor y = zeros({x.rows(), out}, x.dtype(), x.device());
   bool train = recording({x, w, b});
   Tensor z = train && f != Activation::none ? zeros(y.shape(), y.dtype(), y.device()) : Tensor();
@@ -42,7 +44,8 @@ Tensor grouped_linear(const Tensor& x, const Tensor& w, const Tensor& b, const S
                              {dw.data, experts * out, in, in});
         }
         if (x.needs_grad())
-          k.gemm_input_grad(dz, packed_weight<T>(w, experts * out, in, experts, Packing::input_grad, k),
+          k.gemm_input_grad(dz,
+                            packed_weight<T>(w, experts * out, in, experts, Packing::input_grad, k),
                             groups.ragged(), 1, grad<T>(x));
       };
     });

@@ -1,7 +1,7 @@
 // Dense products. One call of the grouped kernel with one group.
 #include "ops/check.h"
-#include "ops/packed.h"
 #include "ops/ops.h"
+#include "ops/packed.h"
 
 namespace moe {
 
@@ -15,8 +15,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, const LinearOpt
         b ? b.shape() : Shape{}, w.shape());
   const Tensor& r = options.residual;
   Index out = w.rows(), n = x.rows();
-  check(!r || (r.rows() == n && r.cols() == out), "linear: residual {} does not fit the output ({},{})",
-        r ? r.shape() : Shape{}, n, out);
+  check(!r || (r.rows() == n && r.cols() == out),
+        "linear: residual {} does not fit the output ({},{})", r ? r.shape() : Shape{}, n, out);
   check_device("linear", x, {w, r});
   check_arrays("linear", x, {b});
   Activation f = options.activation;
@@ -65,7 +65,8 @@ Tensor matmul_nt(const Tensor& a, const Tensor& b) {
     record({a, b}, y, [&] {
       return [a, b, &k](const Tensor& dy) {
         if (a.needs_grad())
-          k.gemm_input_grad(dy.view<T>(), {b.view<T>(), nullptr}, all_rows(a.rows()), 1, grad<T>(a));
+          k.gemm_input_grad(dy.view<T>(), {b.view<T>(), nullptr}, all_rows(a.rows()), 1,
+                            grad<T>(a));
         if (b.needs_grad())
           k.gemm_weight_grad(dy.view<T>(), a.view<T>(), all_rows(a.rows()), 1, grad<T>(b));
       };

@@ -1,12 +1,14 @@
-// Losses: each a scalar (1) of Stat type. A loss is a sum times a factor from outside (1 / count of the whole
-// step), so splitting a batch changes roundings only.
+// Losses: each a scalar (1) of Stat type. A loss is a sum times a factor from outside (1 / count of
+// the whole step), so splitting a batch changes roundings only.
 #include "ops/check.h"
 #include "ops/ops.h"
 
 namespace moe {
 
 namespace {
-Tensor scalar_like(const Tensor& x) { return empty({1}, stat_of(x.dtype()), x.device()); }
+Tensor scalar_like(const Tensor& x) {
+  return empty({1}, stat_of(x.dtype()), x.device());
+}
 }  // namespace
 
 Tensor cross_entropy(const Tensor& logits, const Tensor& target, double factor,
@@ -26,8 +28,8 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& target, double factor,
                     loss.mut<S>(), lse.mut<S>());
     record({logits}, loss, [&] {
       return [logits, target, blocked, factor, lse, mask, &k](const Tensor& dloss) {
-        k.cross_entropy_backward(logits.view<T>(), target.data<std::int32_t>(), mask(blocked), factor,
-                                 lse.data<S>(), dloss.data<S>(), grad<T>(logits));
+        k.cross_entropy_backward(logits.view<T>(), target.data<std::int32_t>(), mask(blocked),
+                                 factor, lse.data<S>(), dloss.data<S>(), grad<T>(logits));
       };
     });
   });
@@ -41,7 +43,8 @@ Tensor contrastive(const Tensor& q, const Tensor& d, const Tensor& blocked,
   check(options.temperature > 0, "contrastive: the temperature must be positive, not {}",
         options.temperature);
   check(!options.symmetric || q.rows() == d.rows(),
-        "contrastive: the symmetric loss needs one document per query, got {} and {}", q.rows(), d.rows());
+        "contrastive: the symmetric loss needs one document per query, got {} and {}", q.rows(),
+        d.rows());
   std::vector<std::int32_t> diagonal(static_cast<std::size_t>(q.rows()));
   for (std::size_t i = 0; i < diagonal.size(); ++i) diagonal[i] = static_cast<std::int32_t>(i);
   Tensor target = from_host(diagonal, {q.rows()}, q.device());

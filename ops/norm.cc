@@ -7,8 +7,8 @@ namespace moe {
 // y = (x - mean) inv w + b; gradients at the kernel's contract
 Tensor layer_norm(const Tensor& x, const Tensor& w, const Tensor& b, double eps) {
   check(x && w && b, "layer_norm: input, weight or bias is absent");
-  check(w.size() == x.cols() && b.size() == x.cols(), "layer_norm: weight {} and bias {} do not fit {}",
-        w.shape(), b.shape(), x.shape());
+  check(w.size() == x.cols() && b.size() == x.cols(),
+        "layer_norm: weight {} and bias {} do not fit {}", w.shape(), b.shape(), x.shape());
   check_arrays("layer_norm", x, {w, b});
   Tensor y = empty_like(x);
   bool train = recording({x, w, b});

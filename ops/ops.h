@@ -1,5 +1,5 @@
-// The vocabulary: every op, with shapes. An op checks, allocates, calls the forward kernel through the table of
-// its input's device and dtype, and records the backward kernel when a tape is open.
+// The vocabulary: every op, with shapes. An op checks, allocates, calls the forward kernel through
+// the table of its input's device and dtype, and records the backward kernel when a tape is open.
 //
 // Letters:  T rows   D model dim   E experts   k choices   G segments   V classes
 #pragma once
@@ -10,18 +10,31 @@
 namespace moe {
 
 // ---- pointwise.cc
-Tensor add(const Tensor& a, const Tensor& b);                  // (T,D) + (T,D)
-Tensor scale(const Tensor& x, double factor);                  // factor * x
-Tensor scale_by(const Tensor& x, const Tensor& s);             // s[0] * x, s (1) learnt
-Tensor mul(const Tensor& a, const Tensor& b);                  // a * b, element by element
+Tensor add(const Tensor& a, const Tensor& b);       // (T,D) + (T,D)
+Tensor scale(const Tensor& x, double factor);       // factor * x
+Tensor scale_by(const Tensor& x, const Tensor& s);  // s[0] * x, s (1) learnt
+Tensor mul(const Tensor& a, const Tensor& b);       // a * b, element by element
 Tensor activate(Activation f, const Tensor& x);
-inline Tensor relu(const Tensor& x) { return activate(Activation::relu, x); }
-inline Tensor gelu(const Tensor& x) { return activate(Activation::gelu, x); }
-inline Tensor gelu_tanh(const Tensor& x) { return activate(Activation::gelu_tanh, x); }
-inline Tensor tanh(const Tensor& x) { return activate(Activation::tanh, x); }
-inline Tensor sigmoid(const Tensor& x) { return activate(Activation::sigmoid, x); }
-inline Tensor softplus(const Tensor& x) { return activate(Activation::softplus, x); }
-// x / (1 - rate) where kept; x itself when draw.train is off or the rate is 0. `stream` names the site.
+inline Tensor relu(const Tensor& x) {
+  return activate(Activation::relu, x);
+}
+inline Tensor gelu(const Tensor& x) {
+  return activate(Activation::gelu, x);
+}
+inline Tensor gelu_tanh(const Tensor& x) {
+  return activate(Activation::gelu_tanh, x);
+}
+inline Tensor tanh(const Tensor& x) {
+  return activate(Activation::tanh, x);
+}
+inline Tensor sigmoid(const Tensor& x) {
+  return activate(Activation::sigmoid, x);
+}
+inline Tensor softplus(const Tensor& x) {
+  return activate(Activation::softplus, x);
+}
+// x / (1 - rate) where kept; x itself when draw.train is off or the rate is 0. `stream` names the
+// site.
 Tensor dropout(const Tensor& x, const Draw& draw, std::uint64_t stream, double rate);
 // Uniform [0,1) or standard normal numbers by counter; no gradient.
 Tensor random_uniform(const Shape& shape, DType dtype, Device device, const Dice& dice);
@@ -38,7 +51,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, const LinearOpt
 Tensor matmul_nt(const Tensor& a, const Tensor& b);
 
 // ---- grouped.cc
-// act(x_g W_g^T + b_g) for the rows of each group     x (T,in)  W (E,out,in)  b (E,out) or absent -> (T,out)
+// act(x_g W_g^T + b_g) for the rows of each group     x (T,in)  W (E,out,in)  b (E,out) or absent
+// -> (T,out)
 Tensor grouped_linear(const Tensor& x, const Tensor& w, const Tensor& b, const Segments& groups,
                       Activation activation = Activation::none);
 
@@ -68,9 +82,10 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Segmen
                  const Segments& keys, const AttentionOptions& options);
 
 // ---- segment.cc
-Tensor segment_mean(const Tensor& x, const Segments& segments);   // (T,D) -> (G,D)
-Tensor segment_max(const Tensor& x, const Segments& segments);    // (T,D) -> (G,D)
-Tensor segment_first(const Tensor& x, const Segments& segments);  // (T,D) -> (G,D); no empty segments
+Tensor segment_mean(const Tensor& x, const Segments& segments);  // (T,D) -> (G,D)
+Tensor segment_max(const Tensor& x, const Segments& segments);   // (T,D) -> (G,D)
+Tensor segment_first(const Tensor& x,
+                     const Segments& segments);  // (T,D) -> (G,D); no empty segments
 
 // ---- routing.cc
 struct Routing {
@@ -82,12 +97,12 @@ struct Routing {
   Segments groups;  // E segments over the T*k rows
 };
 struct TopKOptions {
-  bool renormalise = false;     // divide the chosen weights by their sum + floor
-  double floor = 0;             // GLIDER's faithful mode adds 1e-6
+  bool renormalise = false;       // divide the chosen weights by their sum + floor
+  double floor = 0;               // GLIDER's faithful mode adds 1e-6
   bool straight_through = false;  // forward weight 1, backward as raw (k = 1)
-  Tensor bias;                  // (E) added to the score for selection only
-  Tensor allow;                 // (E) or (T,E) u8: experts that may be chosen
-  Tensor selection;             // (T,E) scores to select by; absent: prob itself
+  Tensor bias;                    // (E) added to the score for selection only
+  Tensor allow;                   // (E) or (T,E) u8: experts that may be chosen
+  Tensor selection;               // (T,E) scores to select by; absent: prob itself
 };
 // The k largest of each row of prob (T,E), ties to the lowest index.
 Routing top_k(const Tensor& prob, Index k, const TopKOptions& options = {});
@@ -103,7 +118,8 @@ Tensor combine(const Tensor& y, const Routing& routing);
 //   blocked (T,V) u8: nonzero entries are no candidates (false negatives)
 Tensor cross_entropy(const Tensor& logits, const Tensor& target, double factor,
                      const Tensor& blocked = {});
-// In-batch contrastive (InfoNCE): cross entropy of q d^T / temperature against the diagonal, factor per query;
+// In-batch contrastive (InfoNCE): cross entropy of q d^T / temperature against the diagonal, factor
+// per query;
 //   symmetric: half of it plus half of the same from documents to queries.
 //   q (B,D)  d (C,D), C >= B: row i's positive is document i    blocked (B,C) u8 or absent
 struct ContrastiveOptions {
@@ -113,8 +129,9 @@ struct ContrastiveOptions {
 };
 Tensor contrastive(const Tensor& q, const Tensor& d, const Tensor& blocked,
                    const ContrastiveOptions& options);
-Tensor balance_loss(const Tensor& prob, const Tensor& expert);  // E sum_i f_i P_i; prob (T,E), expert (T,k)
-Tensor z_loss(const Tensor& logits);                            // mean (logsumexp)^2
-Tensor importance_loss(const Tensor& value);                    // CV^2 of the column sums
+Tensor balance_loss(const Tensor& prob,
+                    const Tensor& expert);    // E sum_i f_i P_i; prob (T,E), expert (T,k)
+Tensor z_loss(const Tensor& logits);          // mean (logsumexp)^2
+Tensor importance_loss(const Tensor& value);  // CV^2 of the column sums
 
 }  // namespace moe

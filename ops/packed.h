@@ -1,12 +1,13 @@
-// Packed forms of weights: made at first use, kept with the storage, dropped when the weight is written.
+// Packed forms of weights: made at first use, kept with the storage, dropped when the weight is
+// written.
 #pragma once
 
 #include "runtime/tensor.h"
 
 namespace moe {
 
-// w (groups * out, in), or any shape that reads so. For weights only: an activation (matmul_nt) is multiplied
-// once, so the kernel packs it on the fly into scratch.
+// w (groups * out, in), or any shape that reads so. For weights only: an activation (matmul_nt) is
+// multiplied once, so the kernel packs it on the fly into scratch.
 template <class T>
 Weight<T> packed_weight(const Tensor& w, Index out_rows, Index in, Index groups, Packing packing,
                         const Kernels<T>& k) {

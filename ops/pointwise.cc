@@ -1,5 +1,5 @@
-// Element-by-element ops. Backward needs no data for add, scale and dropout, so their closures hold only the
-// gradients of their inputs, never the activations.
+// Element-by-element ops. Backward needs no data for add, scale and dropout, so their closures hold
+// only the gradients of their inputs, never the activations.
 #include "ops/check.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"
@@ -10,8 +10,8 @@ namespace {
 void check_same(const char* op, const Tensor& a, const Tensor& b) {
   check(a && b, "{}: an operand is absent", op);
   check(a.shape() == b.shape(), "{}: shapes {} and {} differ", op, a.shape(), b.shape());
-  check(a.dtype() == b.dtype() && a.device() == b.device(), "{}: operands are {} on {} and {} on {}",
-        op, a.dtype(), a.device(), b.dtype(), b.device());
+  check(a.dtype() == b.dtype() && a.device() == b.device(),
+        "{}: operands are {} on {} and {} on {}", op, a.dtype(), a.device(), b.dtype(), b.device());
 }
 }  // namespace
 
@@ -49,7 +49,8 @@ Tensor scale(const Tensor& x, double factor) {
 // dx += s dy   ds += sum x dy
 Tensor scale_by(const Tensor& x, const Tensor& s) {
   check(x && s && s.size() == 1, "scale_by: needs a tensor and a scalar");
-  check(s.dtype() == stat_of(x.dtype()), "scale_by: the scalar is {} beside {}", s.dtype(), x.dtype());
+  check(s.dtype() == stat_of(x.dtype()), "scale_by: the scalar is {} beside {}", s.dtype(),
+        x.dtype());
   check_device("scale_by", x, {s});
   Tensor y = empty_like(x);
   with_type(x, [&]<class T>(const Kernels<T>& k) {

@@ -1,5 +1,5 @@
-// From router probabilities to a Routing: select, weigh, and sort the (token, choice) pairs by expert.
-// Gradients flow through the weights only.
+// From router probabilities to a Routing: select, weigh, and sort the (token, choice) pairs by
+// expert. Gradients flow through the weights only.
 #include "ops/check.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"
@@ -56,9 +56,11 @@ Routing top_k(const Tensor& prob, Index k, const TopKOptions& options) {
   check(bool(prob), "top_k: the probabilities are absent");
   Index experts = prob.cols();
   check(k >= 1 && k <= experts, "top_k: k is {}, there are {} experts", k, experts);
-  check(!options.straight_through || k == 1, "top_k: straight-through weights need k = 1, not {}", k);
+  check(!options.straight_through || k == 1, "top_k: straight-through weights need k = 1, not {}",
+        k);
   const Tensor& by = options.selection ? options.selection : prob;
-  check(by.shape() == prob.shape(), "top_k: selection scores {} do not fit {}", by.shape(), prob.shape());
+  check(by.shape() == prob.shape(), "top_k: selection scores {} do not fit {}", by.shape(),
+        prob.shape());
   check(!options.bias || options.bias.size() == experts, "top_k: bias {} for {} experts",
         options.bias ? options.bias.shape() : Shape{}, experts);
   bool by_row = options.allow && options.allow.size() != experts;
@@ -80,8 +82,9 @@ Routing top_k(const Tensor& prob, Index k, const TopKOptions& options) {
 }
 
 Routing given(const Tensor& expert, const Tensor& weight, Index experts) {
-  check(expert && weight && expert.shape() == weight.shape(), "given: experts {} and weights {} differ",
-        expert ? expert.shape() : Shape{}, weight ? weight.shape() : Shape{});
+  check(expert && weight && expert.shape() == weight.shape(),
+        "given: experts {} and weights {} differ", expert ? expert.shape() : Shape{},
+        weight ? weight.shape() : Shape{});
   check_arrays("given", weight, {expert});
   check_range("given", expert, -1, experts);
   Routing r;

@@ -1,5 +1,6 @@
-// A backend: memory, workspace and the tables it implements. The four accessors below are the link seam: other
-// folders define them, so `ops` never learns which backends exist, and a build without CUDA differs by one file.
+// A backend: memory, workspace and the tables it implements. The four accessors below are the link
+// seam: other folders define them, so `ops` never learns which backends exist, and a build without
+// CUDA differs by one file.
 #pragma once
 
 #include "runtime/kernels.h"
@@ -12,10 +13,14 @@ enum class Device : std::uint8_t { cpu, reference, cuda, simt };
 
 constexpr const char* name_of(Device device) {
   switch (device) {
-    case Device::cpu: return "cpu";
-    case Device::reference: return "reference";
-    case Device::cuda: return "cuda";
-    case Device::simt: return "simt";
+    case Device::cpu:
+      return "cpu";
+    case Device::reference:
+      return "reference";
+    case Device::cuda:
+      return "cuda";
+    case Device::simt:
+      return "simt";
   }
   return "?";
 }
@@ -38,12 +43,15 @@ struct Backend {
   template <class T>
   const Kernels<T>& kernels() const {
     const Kernels<T>* table;
-    if constexpr (std::is_same_v<T, float>) table = f32;
-    else if constexpr (std::is_same_v<T, bf16>) table = bf;
-    else table = f64;
+    if constexpr (std::is_same_v<T, float>)
+      table = f32;
+    else if constexpr (std::is_same_v<T, bf16>)
+      table = bf;
+    else
+      table = f64;
     if (table == nullptr)
-      fail(Fault::unavailable, "device '{}' has no {} kernels (f64 runs on --device reference)", name,
-           dtype_of<T>);
+      fail(Fault::unavailable, "device '{}' has no {} kernels (f64 runs on --device reference)",
+           name, dtype_of<T>);
     return *table;
   }
 };

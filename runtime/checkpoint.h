@@ -1,6 +1,7 @@
-// Resumable training state: a folder of safetensors and JSON files whose manifest.json, written last, lists every
-// file with its size and hash. "Latest" is the newest folder with a complete, verified manifest, never a pointer.
-// Layout under a run folder: checkpoint-STEP/{model.safetensors, optimizer.safetensors, state.json, manifest.json}.
+// Resumable training state: a folder of safetensors and JSON files whose manifest.json, written
+// last, lists every file with its size and hash. "Latest" is the newest folder with a complete,
+// verified manifest, never a pointer. Layout under a run folder:
+// checkpoint-STEP/{model.safetensors, optimizer.safetensors, state.json, manifest.json}.
 #pragma once
 
 #include "runtime/tensor_file.h"
@@ -11,7 +12,8 @@ namespace moe {
 
 class CheckpointWriter {
  public:
-  // Prepares DIR/checkpoint-STEP.partial; commit() renames it to DIR/checkpoint-STEP after the manifest.
+  // Prepares DIR/checkpoint-STEP.partial; commit() renames it to DIR/checkpoint-STEP after the
+  // manifest.
   CheckpointWriter(std::string run_directory, Index step);
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;

@@ -1,6 +1,7 @@
-// Errors. A user's mistake (bad file, wrong shape, absent device) throws moe::Error; a broken internal
-// invariant is an assert. Nothing below tools/ prints or exits, nothing returns error codes.
-// A message says what, where (file:line, file @ byte or tensor), why and how to fix, in at most four lines.
+// Errors. A user's mistake (bad file, wrong shape, absent device) throws moe::Error; a broken
+// internal invariant is an assert. Nothing below tools/ prints or exits, nothing returns error
+// codes. A message says what, where (file:line, file @ byte or tensor), why and how to fix, in at
+// most four lines.
 #pragma once
 
 #include <fmt/format.h>
@@ -37,10 +38,12 @@ template <class... Args>
   throw Error(fmt::format(format, std::forward<Args>(args)...), fault);
 }
 
-// Throws a usage Error unless `condition` holds: check(w == x, "rms_norm: weight {} does not fit {}", w, x).
+// Throws a usage Error unless `condition` holds: check(w == x, "rms_norm: weight {} does not fit
+// {}", w, x).
 template <class... Args>
 void check(bool condition, fmt::format_string<Args...> format, Args&&... args) {
-  if (!condition) [[unlikely]] fail(Fault::usage, format, std::forward<Args>(args)...);
+  if (!condition) [[unlikely]]
+    fail(Fault::usage, format, std::forward<Args>(args)...);
 }
 
 }  // namespace moe

@@ -1,5 +1,5 @@
-// Files: mapping, bounded reads, atomic durable writes. Every system call that writes goes through FileSystem,
-// so tests can inject short writes, EIO, ENOSPC and EINTR.
+// Files: mapping, bounded reads, atomic durable writes. Every system call that writes goes through
+// FileSystem, so tests can inject short writes, EIO, ENOSPC and EINTR.
 #pragma once
 
 #include "runtime/error.h"
@@ -38,8 +38,8 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
-// Writes temp file in the same folder -> fsync -> rename -> fsync folder. Nothing appears under `path` before
-// commit(); a writer destroyed without commit leaves no trace.
+// Writes temp file in the same folder -> fsync -> rename -> fsync folder. Nothing appears under
+// `path` before commit(); a writer destroyed without commit leaves no trace.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);
@@ -59,7 +59,8 @@ void write_file_atomically(const std::string& path, std::string_view content);
 void make_directories(const std::string& path);
 void sync_directory(const std::string& path);
 
-// The write side of the operating system, replaceable by tests. Each returns like its namesake (-1 and errno).
+// The write side of the operating system, replaceable by tests. Each returns like its namesake (-1
+// and errno).
 struct FileSystem {
   std::function<long(int, const void*, std::size_t)> write;
   std::function<int(int)> fsync;

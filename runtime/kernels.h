@@ -1,3 +1,5 @@
+// clang-format off
+// (This page is set by hand: a formula on its own line.)
 // THE CONTRACT between ops and backends: a table of plain functions on pointers and sizes.
 //
 // Letters:  T rows (tokens, texts)   D model dim   H heads   K head dim   N out   E experts   V vocabulary   G groups
@@ -262,3 +264,4 @@ struct Kernels {
 };
 
 }  // namespace moe
+// clang-format on

@@ -16,7 +16,8 @@ bool poison = false;
 bool poison = true;
 #endif
 
-// Four classes per power of two: at most a fifth of a block is slack. Everything is a multiple of 64 bytes.
+// Four classes per power of two: at most a fifth of a block is slack. Everything is a multiple of
+// 64 bytes.
 std::size_t size_class(std::size_t bytes) {
   if (bytes <= 256) return (bytes + 63) / 64 * 64 + (bytes == 0 ? 64 : 0);
   std::size_t step = std::bit_floor(bytes - 1) / 4;
@@ -110,9 +111,17 @@ Buffer::~Buffer() {
   if (!owner_) allocator(device_).give(data_, size_class(bytes_));
 }
 
-MemoryStatistics memory_statistics(Device device) { return allocator(device).statistics(); }
-void reset_peak_memory(Device device) { allocator(device).reset_peak(); }
-void trim_memory(Device device) { allocator(device).trim(); }
-void memory_poison(bool on) { poison = on; }
+MemoryStatistics memory_statistics(Device device) {
+  return allocator(device).statistics();
+}
+void reset_peak_memory(Device device) {
+  allocator(device).reset_peak();
+}
+void trim_memory(Device device) {
+  allocator(device).trim();
+}
+void memory_poison(bool on) {
+  poison = on;
+}
 
 }  // namespace moe

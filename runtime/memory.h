@@ -1,6 +1,6 @@
-// Device memory. A Buffer owns one block; blocks come from a caching allocator per device and go back to its
-// free lists, so an eager program reaches a steady state after one step. Reuse needs no events: a backend has
-// exactly one in-order stream.
+// Device memory. A Buffer owns one block; blocks come from a caching allocator per device and go
+// back to its free lists, so an eager program reaches a steady state after one step. Reuse needs no
+// events: a backend has exactly one in-order stream.
 #pragma once
 
 #include "runtime/backend.h"
@@ -41,8 +41,8 @@ MemoryStatistics memory_statistics(Device device);
 void reset_peak_memory(Device device);
 // Gives cached, unused blocks back to the system.
 void trim_memory(Device device);
-// New buffers are filled with 0xFF bytes (NaN in every float type): a kernel that forgets an element fails
-// loudly. On in debug builds and in the tests.
+// New buffers are filled with 0xFF bytes (NaN in every float type): a kernel that forgets an
+// element fails loudly. On in debug builds and in the tests.
 void memory_poison(bool on);
 
 }  // namespace moe

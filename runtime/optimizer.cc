@@ -19,8 +19,8 @@ const ParameterGroup& group_of(const std::vector<ParameterGroup>& groups, const 
   fail(Fault::usage, "no optimiser group matches the parameter '{}'", name);
 }
 
-// Entries whose storage is trainable, in declaration order; tied names appear once. Row views of a stacked
-// storage are separate entries: together they cover it without overlap.
+// Entries whose storage is trainable, in declaration order; tied names appear once. Row views of a
+// stacked storage are separate entries: together they cover it without overlap.
 std::vector<const Parameters::Entry*> trainable(const Parameters& parameters) {
   std::vector<const Parameters::Entry*> list;
   std::unordered_set<std::string> seen;
@@ -33,7 +33,8 @@ std::vector<const Parameters::Entry*> trainable(const Parameters& parameters) {
   return list;
 }
 
-// Norm over the touched gradients; each tensor's sum in the kernel's fixed order, tensors in declaration order.
+// Norm over the touched gradients; each tensor's sum in the kernel's fixed order, tensors in
+// declaration order.
 StepReport measure(const Parameters& parameters) {
   StepReport report;
   double total = 0;
@@ -65,8 +66,8 @@ void load_slot(const TensorFile& file, const std::string& name, const Tensor& in
     fail(Fault::bad_data, "{}: optimiser state '{}' is missing", file.source, name);
   Tensor from = to_tensor(name, at->second, into.dtype(), into.device());
   if (from.size() != into.size())
-    fail(Fault::bad_data, "{}: optimiser state '{}' has {} elements, expected {}", file.source, name,
-         from.size(), into.size());
+    fail(Fault::bad_data, "{}: optimiser state '{}' has {} elements, expected {}", file.source,
+         name, from.size(), into.size());
   with_type(into, [&]<class T>(const Kernels<T>& k) {
     k.copy(from.reshape(into.shape()).template view<T>(), into.mut_view<T>());
   });
@@ -92,8 +93,8 @@ StepReport AdamW::step(double rate) {
   if (report.finite) {
     ++steps_;
     double clip = clip_factor(report.gradient_norm, options_.clip_norm);
-    // A parameter's bias correction counts its own updates, as in the usual implementation: one kernel call for
-    // each distinct count (nearly always one).
+    // A parameter's bias correction counts its own updates, as in the usual implementation: one
+    // kernel call for each distinct count (nearly always one).
     std::vector<Index> counts;
     for (auto& slot : slots_)
       if (slot.parameter.needs_grad() && slot.parameter.storage()->gradient->touched)
@@ -112,8 +113,8 @@ StepReport AdamW::step(double rate) {
           chunks.push_back({slot.parameter.mut<S>(), slot.moment1.mut<S>(), slot.moment2.mut<S>(),
                             g.data<S>(), g.size(), slot.group.rate_factor, slot.group.decay});
         }
-        k.adamw(chunks.data(), static_cast<Index>(chunks.size()), &s, options_.beta1, options_.beta2,
-                options_.eps);
+        k.adamw(chunks.data(), static_cast<Index>(chunks.size()), &s, options_.beta1,
+                options_.beta2, options_.eps);
       };
       with_type(slots_.front().parameter, run);
     }
@@ -128,7 +129,8 @@ std::vector<NamedTensor> AdamW::state() const {
     list.push_back({"moment1." + slot.name, slot.moment1, {}});
     list.push_back({"moment2." + slot.name, slot.moment2, {}});
     list.push_back({"updates." + slot.name,
-                    from_host(std::vector<std::int64_t>{slot.updates}, {1}, slot.moment1.device()), {}});
+                    from_host(std::vector<std::int64_t>{slot.updates}, {1}, slot.moment1.device()),
+                    {}});
   }
   return list;
 }
@@ -140,8 +142,8 @@ void AdamW::load_state(const TensorFile& file, Index steps) {
     auto at = file.tensors.find("updates." + slot.name);
     if (at == file.tensors.end())
       fail(Fault::bad_data, "{}: optimiser state 'updates.{}' is missing", file.source, slot.name);
-    slot.updates =
-        to_host<std::int64_t>(to_tensor(at->first, at->second, DType::i64, slot.moment1.device()))[0];
+    slot.updates = to_host<std::int64_t>(
+        to_tensor(at->first, at->second, DType::i64, slot.moment1.device()))[0];
   }
   steps_ = steps;
 }
@@ -156,7 +158,8 @@ Adafactor::Adafactor(Parameters& parameters, std::vector<ParameterGroup> groups,
     check(p.contiguous(), "Adafactor: '{}' is a strided view", entry->name);
     Slot slot{entry->name, p, {}, {}, {}, group_of(groups, entry->name)};
     if (p.shape().rank() >= 2) {
-      // The last dimension is factored against all others, so a bank of experts counts as one tall matrix.
+      // The last dimension is factored against all others, so a bank of experts counts as one tall
+      // matrix.
       Index cols = p.shape()[p.shape().rank() - 1];
       slot.row = zeros({p.size() / std::max<Index>(cols, 1)}, p.dtype(), p.device());
       slot.column = zeros({cols}, p.dtype(), p.device());
@@ -215,14 +218,18 @@ void Adafactor::load_state(const TensorFile& file, Index steps) {
 // ---- schedules
 
 double Schedule::factor(Index step) const {
-  if (warmup > 0 && step < warmup) return static_cast<double>(step + 1) / static_cast<double>(warmup);
-  double left = total > warmup ? static_cast<double>(step - warmup) / static_cast<double>(total - warmup)
-                               : 0;
+  if (warmup > 0 && step < warmup)
+    return static_cast<double>(step + 1) / static_cast<double>(warmup);
+  double left =
+      total > warmup ? static_cast<double>(step - warmup) / static_cast<double>(total - warmup) : 0;
   left = std::clamp(left, 0.0, 1.0);
   switch (kind) {
-    case Kind::constant: return 1;
-    case Kind::linear: return 1 - left;
-    case Kind::cosine: return 0.5 * (1 + std::cos(pi * left));
+    case Kind::constant:
+      return 1;
+    case Kind::linear:
+      return 1 - left;
+    case Kind::cosine:
+      return 0.5 * (1 + std::cos(pi * left));
     case Kind::inverse_sqrt:
       return std::sqrt(static_cast<double>(std::max<Index>(warmup, 1)) /
                        static_cast<double>(std::max<Index>({warmup, step, 1})));

@@ -1,7 +1,8 @@
 // AdamW and Adafactor over named parameters, global-norm clipping and learning-rate schedules.
 //
-// One step: gradients hold the sum over micro-batches -> norm over distinct storages in a fixed order (not
-// finite: the step is refused, naming the first bad tensor) -> clip factor -> update -> gradients untouched.
+// One step: gradients hold the sum over micro-batches -> norm over distinct storages in a fixed
+// order (not finite: the step is refused, naming the first bad tensor) -> clip factor -> update ->
+// gradients untouched.
 #pragma once
 
 #include "runtime/parameters.h"
@@ -29,7 +30,8 @@ struct AdamWOptions {
 class AdamW {
  public:
   AdamW(Parameters& parameters, std::vector<ParameterGroup> groups, AdamWOptions options);
-  // Updates every trainable parameter whose gradient was touched; clears all gradients. Throws under a tape.
+  // Updates every trainable parameter whose gradient was touched; clears all gradients. Throws
+  // under a tape.
   StepReport step(double rate);
   Index steps() const { return steps_; }
 

@@ -1,6 +1,6 @@
 // Threads: one fixed team, outputs partitioned, results independent of the count.
-// The only place in the project with an OpenMP pragma; the ThreadSanitizer build (MOE_STD_THREAD) runs the
-// same loop on std::thread, since that tool does not understand libgomp.
+// The only place in the project with an OpenMP pragma; the ThreadSanitizer build (MOE_STD_THREAD)
+// runs the same loop on std::thread, since that tool does not understand libgomp.
 #pragma once
 
 #include "runtime/shape.h"
@@ -27,7 +27,9 @@ inline int& thread_here() {
 }
 }  // namespace detail
 
-inline void set_threads(int count) { detail::thread_setting() = std::max(1, count); }
+inline void set_threads(int count) {
+  detail::thread_setting() = std::max(1, count);
+}
 
 inline int threads() {
   if (detail::thread_setting() > 0) return detail::thread_setting();
@@ -39,7 +41,9 @@ inline int threads() {
 }
 
 // Number of the calling thread in its team, 0 outside of parallel_for: picks a scratch arena.
-inline int thread_index() { return detail::thread_here(); }
+inline int thread_index() {
+  return detail::thread_here();
+}
 
 // body(begin, end) over a partition of [0, n) into at most threads() ranges of whole `grain`s.
 // `body` must not throw. Nested calls run in the caller.

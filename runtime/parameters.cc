@@ -9,7 +9,8 @@
 namespace moe {
 
 bool matches(std::string_view pattern, std::string_view name) {
-  // Iterative wildcard match: on a mismatch fall back to the last '*' and let it eat one more character.
+  // Iterative wildcard match: on a mismatch fall back to the last '*' and let it eat one more
+  // character.
   std::size_t p = 0, n = 0, star = std::string_view::npos, mark = 0;
   while (n < name.size()) {
     if (p < pattern.size() && pattern[p] == '*') {
@@ -39,9 +40,12 @@ void initialise(const Tensor& x, const Init& init, const Dice& dice) {
     for (Index column = 0; column < x.cols(); ++column) {
       double value = 0;
       switch (init.kind) {
-        case Init::Kind::zeros: break;
+        case Init::Kind::zeros:
+          break;
         case Init::Kind::ones:
-        case Init::Kind::constant: value = init.value; break;
+        case Init::Kind::constant:
+          value = init.value;
+          break;
         case Init::Kind::uniform:
           value = init.value * (2 * unit_real(dice.word(row, column)) - 1);
           break;
@@ -83,7 +87,9 @@ bool same_shape(const std::vector<Index>& file, const Shape& shape) {
 
 }  // namespace
 
-Scope Parameters::root() { return {*this, ""}; }
+Scope Parameters::root() {
+  return {*this, ""};
+}
 
 Tensor Parameters::find(std::string_view name) const {
   auto at = index_.find(std::string(name));
@@ -137,8 +143,10 @@ void Parameters::declare_into(const std::string& name, const Tensor& part, const
   }
   Draw draw{.seed = options_.seed};
   Dice dice = draw.dice(stream_hash("init:" + name));
-  if (part.dtype() == DType::f64) initialise<double>(part, init, dice);
-  else initialise<float>(part, init, dice);
+  if (part.dtype() == DType::f64)
+    initialise<double>(part, init, dice);
+  else
+    initialise<float>(part, init, dice);
 }
 
 void Parameters::finish(const std::vector<std::string>& ignore) {
@@ -152,13 +160,15 @@ void Parameters::finish(const std::vector<std::string>& ignore) {
   auto list = [](const char* title, const std::vector<std::string>& names) {
     if (names.empty()) return std::string();
     std::size_t shown = std::min<std::size_t>(names.size(), 8);
-    return fmt::format("\n  {} ({}): {}{}", title, names.size(),
-                       fmt::join(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(shown), "; "),
-                       names.size() > shown ? "; ..." : "");
+    return fmt::format(
+        "\n  {} ({}): {}{}", title, names.size(),
+        fmt::join(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(shown), "; "),
+        names.size() > shown ? "; ..." : "");
   };
   if (!missing_.empty() || !misshaped_.empty() || !unexpected.empty())
     fail(Fault::bad_data, "{}: the tensors do not fit this model:{}{}{}", options_.source->source,
-         list("missing", missing_), list("wrong shape", misshaped_), list("unexpected", unexpected));
+         list("missing", missing_), list("wrong shape", misshaped_),
+         list("unexpected", unexpected));
   options_.source = nullptr;  // the file may be unmapped by its owners from here on
 }
 
@@ -179,9 +189,10 @@ void Parameters::freeze(std::string_view pattern) {
   // The parts of a stacked storage share one gradient: all of them rest, or none.
   for (const auto& entry : entries_) {
     if (!frozen.contains(entry.tensor.storage().get())) continue;
-    check(matches(pattern, entry.name),
-          "the pattern '{}' freezes a part of one fused weight, but not '{}': name all of its parts", pattern,
-          entry.name);
+    check(
+        matches(pattern, entry.name),
+        "the pattern '{}' freezes a part of one fused weight, but not '{}': name all of its parts",
+        pattern, entry.name);
   }
   for (const auto& entry : entries_)
     if (matches(pattern, entry.name)) entry.tensor.storage()->gradient.reset();
@@ -228,8 +239,8 @@ void Parameters::load_values(const TensorFile& file, std::string_view pattern) {
     if (at == file.tensors.end())
       fail(Fault::bad_data, "{}: tensor '{}' is missing", file.source, entry.name);
     if (!same_shape(at->second.shape, entry.tensor.shape()))
-      fail(Fault::bad_data, "{}: tensor '{}' has the shape ({}), the model {}", file.source, entry.name,
-           fmt::join(at->second.shape, ","), entry.tensor.shape());
+      fail(Fault::bad_data, "{}: tensor '{}' has the shape ({}), the model {}", file.source,
+           entry.name, fmt::join(at->second.shape, ","), entry.tensor.shape());
     copy_into(entry.tensor,
               to_tensor(entry.name, at->second, entry.tensor.dtype(), entry.tensor.device()));
   }
@@ -241,7 +252,9 @@ std::string Scope::name(std::string_view leaf) const {
   return prefix_.empty() ? std::string(leaf) : prefix_ + "." + std::string(leaf);
 }
 
-Scope Scope::operator/(std::string_view child) const { return {*parameters_, name(child)}; }
+Scope Scope::operator/(std::string_view child) const {
+  return {*parameters_, name(child)};
+}
 
 Tensor Scope::matrix(std::string_view leaf, const Shape& shape, const Init& init) const {
   return parameters_->declare(name(leaf), shape, parameters_->dtype(), init);
@@ -252,7 +265,8 @@ Tensor Scope::vector(std::string_view leaf, Index size, const Init& init) const 
 }
 
 namespace {
-Tensor stacked(Parameters& p, const std::vector<std::string>& names, const Shape& part, DType dtype) {
+Tensor stacked(Parameters& p, const std::vector<std::string>& names, const Shape& part,
+               DType dtype) {
   Shape all{part.rows() * static_cast<Index>(names.size())};
   for (int i = 1; i < part.rank(); ++i) all.push(part[i]);
   Tensor whole = empty(all, dtype, p.device());

@@ -1,6 +1,7 @@
-// Parameters by name. A module is a plain struct built from a Scope (parameters + name prefix); the names are
-// those of the checkpoint files. The same constructor declares for training and binds when a source is given;
-// finish() reports missing, unexpected and mis-shaped names together in one error.
+// Parameters by name. A module is a plain struct built from a Scope (parameters + name prefix); the
+// names are those of the checkpoint files. The same constructor declares for training and binds
+// when a source is given; finish() reports missing, unexpected and mis-shaped names together in one
+// error.
 #pragma once
 
 #include "runtime/random.h"
@@ -13,7 +14,8 @@
 
 namespace moe {
 
-// How a parameter starts. Drawn by name (stream "init:" + name), so construction order does not matter.
+// How a parameter starts. Drawn by name (stream "init:" + name), so construction order does not
+// matter.
 struct Init {
   enum class Kind : std::uint8_t { zeros, ones, constant, uniform, normal } kind = Kind::zeros;
   double value = 0;  // constant; bound of uniform(-value, value); standard deviation
@@ -32,8 +34,9 @@ class Parameters {
     DType dtype = DType::f32;
     Device device = Device::cpu;
     std::uint64_t seed = 42;
-    const TensorFile* source = nullptr;         // bind from here instead of initialising
-    std::vector<std::string> may_be_missing;    // name patterns that are initialised when the source lacks them
+    const TensorFile* source = nullptr;  // bind from here instead of initialising
+    std::vector<std::string>
+        may_be_missing;  // name patterns that are initialised when the source lacks them
   };
   struct Entry {
     std::string name;
@@ -46,8 +49,9 @@ class Parameters {
   Parameters& operator=(const Parameters&) = delete;
 
   Scope root();
-  // Call once after the modules are built: with a source, throws one error that lists every missing,
-  // mis-shaped and unexpected tensor. `ignore` are patterns of names that may stand unused in the source.
+  // Call once after the modules are built: with a source, throws one error that lists every
+  // missing, mis-shaped and unexpected tensor. `ignore` are patterns of names that may stand unused
+  // in the source.
   void finish(const std::vector<std::string>& ignore = {});
 
   const std::vector<Entry>& entries() const { return entries_; }
@@ -60,7 +64,8 @@ class Parameters {
   // Patterns: '*' matches any run of characters. Frozen parameters need no gradient.
   void freeze(std::string_view pattern);
   void unfreeze(std::string_view pattern);
-  // Two names, one storage: counted, stepped and saved once. A differing copy in the source is an error.
+  // Two names, one storage: counted, stepped and saved once. A differing copy in the source is an
+  // error.
   void tie(const std::string& alias, const std::string& name);
 
   // Marks every gradient untouched.
@@ -96,7 +101,8 @@ class Scope {
   Tensor matrix(std::string_view name, const Shape& shape, const Init& init) const;
   Tensor vector(std::string_view name, Index size, const Init& init) const;
   // One storage, several names: parts of equal shape stacked by rows, e.g. stack({"query.weight",
-  // "key.weight", "value.weight"}, {H, H}, init) is a (3H, H) matrix that checkpoints see as three tensors.
+  // "key.weight", "value.weight"}, {H, H}, init) is a (3H, H) matrix that checkpoints see as three
+  // tensors.
   Tensor stack(const std::vector<std::string>& names, const Shape& part, const Init& init) const;
   Tensor stack_vectors(const std::vector<std::string>& names, Index size, const Init& init) const;
 

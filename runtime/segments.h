@@ -1,5 +1,5 @@
-// The one ragged type: rows begin[i] .. end[i]-1 belong to group i. A batch of texts and a set of experts are
-// the same thing, so no padding and no attention mask exists in the library.
+// The one ragged type: rows begin[i] .. end[i]-1 belong to group i. A batch of texts and a set of
+// experts are the same thing, so no padding and no attention mask exists in the library.
 #pragma once
 
 #include "runtime/tensor.h"
@@ -10,7 +10,8 @@
 namespace moe {
 
 struct Segments {
-  Tensor begin, end;  // (N) int32 on the device; packed segments: two views of one (N+1) tensor of offsets
+  Tensor begin,
+      end;  // (N) int32 on the device; packed segments: two views of one (N+1) tensor of offsets
   Index count = 0;
   Index rows = 0;     // upper bound of the rows covered, known to the host
   Index longest = 0;  // upper bound of a group's length
@@ -38,6 +39,8 @@ inline Segments pack_segments(std::span<const std::int32_t> lengths, Device devi
 }
 
 // All rows as one group: what makes a dense product a grouped one.
-inline Ragged all_rows(Index rows) { return {nullptr, nullptr, 1, rows}; }
+inline Ragged all_rows(Index rows) {
+  return {nullptr, nullptr, 1, rows};
+}
 
 }  // namespace moe

@@ -25,11 +25,17 @@ Tensor whole(const Tensor& x) {
 }
 }  // namespace
 
-Tape* Tape::current() { return innermost; }
+Tape* Tape::current() {
+  return innermost;
+}
 
-Tape::Tape() : outer_(innermost) { innermost = this; }
+Tape::Tape() : outer_(innermost) {
+  innermost = this;
+}
 
-Tape::~Tape() { close(); }
+Tape::~Tape() {
+  close();
+}
 
 void Tape::close() {
   if (!open_) return;

@@ -1,5 +1,5 @@
-// The tape: closures in execution order, walked backwards. Nothing is recorded while no Tape is open, so
-// inference is the default and costs one thread-local null test.
+// The tape: closures in execution order, walked backwards. Nothing is recorded while no Tape is
+// open, so inference is the default and costs one thread-local null test.
 //
 //   Tape tape;
 //   Tensor loss = model.loss(batch);
@@ -55,14 +55,16 @@ inline bool recording(std::initializer_list<TensorRef> inputs) {
   return false;
 }
 
-// Records make() -> closure(dy) for the freshly allocated output y, if anything is to be differentiated.
+// Records make() -> closure(dy) for the freshly allocated output y, if anything is to be
+// differentiated.
 template <class Make>
 void record(std::initializer_list<TensorRef> inputs, const Tensor& y, const Make& make) {
   if (recording(inputs)) Tape::current()->add(y, make());
 }
 
-// Gradient checkpointing: runs f without a tape; in backward runs it again under an inner tape. f maps
-// tensors to one tensor and draws by counter, so both runs agree. Leaves that f captures get their gradient.
+// Gradient checkpointing: runs f without a tape; in backward runs it again under an inner tape. f
+// maps tensors to one tensor and draws by counter, so both runs agree. Leaves that f captures get
+// their gradient.
 Tensor recompute(const std::function<Tensor(const std::vector<Tensor>&)>& f,
                  const std::vector<Tensor>& inputs);
 

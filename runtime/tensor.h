@@ -1,8 +1,9 @@
-// A tensor is a stack of rows: row-major, at most four dims, one row stride. No permute, no broadcasting, no
-// in-place ops. A handle, copied freely; an empty one means "absent".
+// A tensor is a stack of rows: row-major, at most four dims, one row stride. No permute, no
+// broadcasting, no in-place ops. A handle, copied freely; an empty one means "absent".
 //
-// The gradient belongs to the storage: a view's gradient is the same view of it, and kernels add into it, so
-// slices, fan-out and accumulation need no code. Untouched means zero and costs nothing.
+// The gradient belongs to the storage: a view's gradient is the same view of it, and kernels add
+// into it, so slices, fan-out and accumulation need no code. Untouched means zero and costs
+// nothing.
 #pragma once
 
 #include "runtime/memory.h"
@@ -13,8 +14,8 @@
 
 namespace moe {
 
-// Where the gradient of one storage accumulates. An object of its own, so that the tape can hold it without
-// holding the data.
+// Where the gradient of one storage accumulates. An object of its own, so that the tape can hold it
+// without holding the data.
 struct Gradient {
   DType dtype;
   Device device;
@@ -59,8 +60,8 @@ class Tensor {
   bool contiguous() const { return ld_ == cols() || rows() <= 1; }
   const std::shared_ptr<Storage>& storage() const { return storage_; }
 
-  // Who reads, who writes: visible at the call. Both check the dtype. mut() drops packed forms and copies a
-  // read-only (mapped) buffer first.
+  // Who reads, who writes: visible at the call. Both check the dtype. mut() drops packed forms and
+  // copies a read-only (mapped) buffer first.
   template <class T>
   const T* data() const {
     return static_cast<const T*>(read(dtype_of<T>));
@@ -102,7 +103,9 @@ class Tensor {
 Tensor empty(const Shape& shape, DType dtype, Device device);
 Tensor zeros(const Shape& shape, DType dtype, Device device);
 Tensor full(const Shape& shape, DType dtype, Device device, double value);  // f32 or f64
-inline Tensor empty_like(const Tensor& x) { return empty(x.shape(), x.dtype(), x.device()); }
+inline Tensor empty_like(const Tensor& x) {
+  return empty(x.shape(), x.dtype(), x.device());
+}
 
 // Host copies. from_host checks the count; to_host makes strided views dense.
 template <class T>
@@ -147,9 +150,14 @@ template <class F>
 void with_type(const Tensor& x, F&& f) {
   const Backend& b = backend(x.device());
   switch (x.dtype()) {
-    case DType::f32: f.template operator()<float>(b.kernels<float>()); return;
-    case DType::f64: f.template operator()<double>(b.kernels<double>()); return;
-    default: fail(Fault::usage, "no op computes in {}", x.dtype());
+    case DType::f32:
+      f.template operator()<float>(b.kernels<float>());
+      return;
+    case DType::f64:
+      f.template operator()<double>(b.kernels<double>());
+      return;
+    default:
+      fail(Fault::usage, "no op computes in {}", x.dtype());
   }
 }
 

@@ -1,6 +1,8 @@
-// BERT against the public implementation: hidden states, pooled vectors, every gradient, ten training steps. The
-// golden folder is made by tests/golden/make_bert.py; MOE_BERT_PARITY names a larger one (see tests/golden/README.md).
+// BERT against the public implementation: hidden states, pooled vectors, every gradient, ten
+// training steps. The golden folder is made by tests/golden/make_bert.py; MOE_BERT_PARITY names a
+// larger one (see tests/golden/README.md).
 #include "models/bert.h"
+
 #include "models/text_encoder.h"
 #include "runtime/optimizer.h"
 #include "runtime/parallel.h"
@@ -81,7 +83,11 @@ struct Tolerances {
 
 void check_encoder(const std::string& folder, Device device, DType dtype, Tolerances t) {
   Golden golden(folder);
-  Parameters parameters({.dtype = dtype, .device = device, .seed = 1, .source = &golden.weights, .may_be_missing = {}});
+  Parameters parameters({.dtype = dtype,
+                         .device = device,
+                         .seed = 1,
+                         .source = &golden.weights,
+                         .may_be_missing = {}});
   Bert bert(parameters.root() / "bert", golden.config.bert);
   parameters.finish({"cls.*"});
 
@@ -94,10 +100,13 @@ void check_encoder(const std::string& folder, Device device, DType dtype, Tolera
   EXPECT_LE(relative_error(host(hidden), values(golden.expected, "hidden")), t.forward);
   EXPECT_LE(relative_error(host(pooled), values(golden.expected, "pooled")), t.forward);
 
-  // L = sum(hidden c) + sum(pooled d): start both cotangents through one scalar-free tape by an inner product.
+  // L = sum(hidden c) + sum(pooled d): start both cotangents through one scalar-free tape by an
+  // inner product.
   Tensor c = device_tensor(values(golden.expected, "cotangent"), hidden.shape(), dtype, device);
-  Tensor d = device_tensor(values(golden.expected, "pooled_cotangent"), pooled.shape(), dtype, device);
-  with_type(pooled, [&]<class T>(const Kernels<T>& k) { k.accumulate(d.view<T>(), 1, grad<T>(pooled)); });
+  Tensor d =
+      device_tensor(values(golden.expected, "pooled_cotangent"), pooled.shape(), dtype, device);
+  with_type(pooled,
+            [&]<class T>(const Kernels<T>& k) { k.accumulate(d.view<T>(), 1, grad<T>(pooled)); });
   tape.backward(hidden, c);
 
   double worst = 0;
@@ -122,10 +131,15 @@ void check_encoder(const std::string& folder, Device device, DType dtype, Tolera
               worst_name.c_str());
 }
 
-void check_training(const std::string& folder, Device device, DType dtype, Tolerances t, double rate) {
+void check_training(const std::string& folder, Device device, DType dtype, Tolerances t,
+                    double rate) {
   Golden golden(folder);
   golden.config.bert.pooler = false;
-  Parameters parameters({.dtype = dtype, .device = device, .seed = 1, .source = &golden.weights, .may_be_missing = {}});
+  Parameters parameters({.dtype = dtype,
+                         .device = device,
+                         .seed = 1,
+                         .source = &golden.weights,
+                         .may_be_missing = {}});
   Bert bert(parameters.root() / "bert", golden.config.bert);
   BertMlmHead head(parameters.root(), golden.config.bert);
   parameters.tie("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight");
@@ -144,7 +158,8 @@ void check_training(const std::string& folder, Device device, DType dtype, Toler
   TokenBatch batch = golden.batch(inputs, device);
   Pass pass;
   pass.rows = batch.segments;
-  Tensor row_ids = from_host(rows, {count}, device), target_ids = from_host(targets, {count}, device);
+  Tensor row_ids = from_host(rows, {count}, device),
+         target_ids = from_host(targets, {count}, device);
   for (std::size_t step = 0; step < losses.size(); ++step) {
     Tape tape;
     Tensor logits = head(lookup(bert(batch, pass), row_ids), bert.word);
@@ -158,23 +173,33 @@ void check_training(const std::string& folder, Device device, DType dtype, Toler
 TEST(Bert, TinyMatchesTheReferenceInDouble) {
   check_encoder(tiny, Device::reference, DType::f64, {1e-12, 1e-10, 1e-11});
 }
-TEST(Bert, TinyMatchesOnTheCpu) { check_encoder(tiny, Device::cpu, DType::f32, {1e-5, 1e-4, 1e-5}); }
+TEST(Bert, TinyMatchesOnTheCpu) {
+  check_encoder(tiny, Device::cpu, DType::f32, {1e-5, 1e-4, 1e-5});
+}
 TEST(Bert, TenTrainingStepsInDouble) {
   check_training(tiny, Device::reference, DType::f64, {0, 0, 1e-9}, 1e-3);
 }
-TEST(Bert, TenTrainingStepsOnTheCpu) { check_training(tiny, Device::cpu, DType::f32, {0, 0, 1e-4}, 1e-3); }
+TEST(Bert, TenTrainingStepsOnTheCpu) {
+  check_training(tiny, Device::cpu, DType::f32, {0, 0, 1e-4}, 1e-3);
+}
 
-// A folder made by make_bert.py at full size: forward and every gradient within 1e-4, ten equal losses.
+// A folder made by make_bert.py at full size: forward and every gradient within 1e-4, ten equal
+// losses.
 TEST(Bert, FullSizeParity) {
   const char* folder = std::getenv("MOE_BERT_PARITY");
-  if (folder == nullptr) GTEST_SKIP() << "MOE_BERT_PARITY names no folder made by tests/golden/make_bert.py";
+  if (folder == nullptr)
+    GTEST_SKIP() << "MOE_BERT_PARITY names no folder made by tests/golden/make_bert.py";
   check_encoder(folder, Device::cpu, DType::f32, {1e-4, 1e-4, 1e-4});
   check_training(folder, Device::cpu, DType::f32, {0, 0, 1e-4}, 1e-5);
 }
 
 TEST(Bert, ATextDoesNotDependOnItsBatchOrThreads) {
   Golden golden(tiny);
-  Parameters parameters({.dtype = DType::f32, .device = Device::cpu, .seed = 1, .source = &golden.weights, .may_be_missing = {}});
+  Parameters parameters({.dtype = DType::f32,
+                         .device = Device::cpu,
+                         .seed = 1,
+                         .source = &golden.weights,
+                         .may_be_missing = {}});
   Bert bert(parameters.root() / "bert", golden.config.bert);
   parameters.finish({"cls.*"});
   TokenBatch all = golden.batch(golden.ids, Device::cpu);
@@ -183,8 +208,10 @@ TEST(Bert, ATextDoesNotDependOnItsBatchOrThreads) {
   std::vector<float> together = to_host<float>(bert(all, pass));
   Index start = 0;
   for (std::int32_t n : golden.lengths) {
-    std::vector<std::vector<std::int32_t>> one{{golden.ids.begin() + start, golden.ids.begin() + start + n}};
-    std::vector<std::vector<std::int32_t>> kind{{golden.types.begin() + start, golden.types.begin() + start + n}};
+    std::vector<std::vector<std::int32_t>> one{
+        {golden.ids.begin() + start, golden.ids.begin() + start + n}};
+    std::vector<std::vector<std::int32_t>> kind{
+        {golden.types.begin() + start, golden.types.begin() + start + n}};
     TokenBatch alone = make_batch(one, Device::cpu, kind);
     for (int team : {1, 2, 3}) {
       set_threads(team);

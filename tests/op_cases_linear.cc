@@ -53,8 +53,8 @@ OpCase activated(const std::string& name, Activation f) {
     return linear(input(in), weight(in), bias(in), {.activation = f, .residual = {}});
   });
   c.composition = [f](Inputs& in) { return activate(f, linear(input(in), weight(in), bias(in))); };
-  // Gradients pass through f'(z), and z, of a size up to 4, carries the rounding of its own sum, which the reference
-  // takes in double.
+  // Gradients pass through f'(z), and z, of a size up to 4, carries the rounding of its own sum,
+  // which the reference takes in double.
   c.terms = 4;
   return c;
 }

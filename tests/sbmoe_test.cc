@@ -1,5 +1,6 @@
 // The required tests of the SB-MoE block (tests/README.md lists them by number).
 #include "models/sbmoe.h"
+
 #include "models/text_encoder.h"
 #include "runtime/optimizer.h"
 #include "runtime/parallel.h"
@@ -17,14 +18,20 @@ constexpr Device exact = Device::reference;
 Tensor inputs(Index rows, Index size, double spread, std::uint64_t seed, DType dtype = DType::f64,
               Device device = exact) {
   Draw draw{.seed = seed};
-  return scale(random_normal({rows, size}, dtype, device, draw.dice(stream_hash("test inputs"))), spread);
+  return scale(random_normal({rows, size}, dtype, device, draw.dice(stream_hash("test inputs"))),
+               spread);
 }
 
 struct Block {
   Parameters parameters;
   SbMoe moe;
-  explicit Block(SbMoeConfig c, Index size, DType dtype = DType::f64, Device device = exact, std::uint64_t seed = 7)
-      : parameters({.dtype = dtype, .device = device, .seed = seed, .source = nullptr, .may_be_missing = {}}),
+  explicit Block(SbMoeConfig c, Index size, DType dtype = DType::f64, Device device = exact,
+                 std::uint64_t seed = 7)
+      : parameters({.dtype = dtype,
+                    .device = device,
+                    .seed = seed,
+                    .source = nullptr,
+                    .may_be_missing = {}}),
         moe(parameters.root() / "moe", sized(c, size)) {}
   static SbMoeConfig sized(SbMoeConfig c, Index size) {
     c.size = size;
@@ -32,7 +39,8 @@ struct Block {
   }
 };
 
-SbMoeConfig trained(Index experts, Index k, RouterConfig::Weights weights = RouterConfig::Weights::raw) {
+SbMoeConfig trained(Index experts, Index k,
+                    RouterConfig::Weights weights = RouterConfig::Weights::raw) {
   SbMoeConfig c;
   c.experts = experts;
   c.k = k;
@@ -52,7 +60,8 @@ std::vector<double> row_norms(const Tensor& out, const Tensor& x) {
   for (Index r = 0; r < x.rows(); ++r) {
     double sum = 0;
     for (Index c = 0; c < x.cols(); ++c) {
-      double gap = a[static_cast<std::size_t>(r * x.cols() + c)] - b[static_cast<std::size_t>(r * x.cols() + c)];
+      double gap = a[static_cast<std::size_t>(r * x.cols() + c)] -
+                   b[static_cast<std::size_t>(r * x.cols() + c)];
       sum += gap * gap;
     }
     norms.push_back(std::sqrt(sum));
@@ -79,8 +88,9 @@ Pass training_pass(Routes& routes, std::uint64_t seed = 3) {
 Tensor task_loss(const Block& b, const Tensor& x, const Pass& pass) {
   Tensor y = b.moe(x, pass);
   Index half = y.rows() / 2;
-  return contrastive(y.slice_rows(0, half), y.slice_rows(half, 2 * half), {},
-                     {.temperature = 1, .symmetric = false, .factor = 1 / static_cast<double>(half)});
+  return contrastive(
+      y.slice_rows(0, half), y.slice_rows(half, 2 * half), {},
+      {.temperature = 1, .symmetric = false, .factor = 1 / static_cast<double>(half)});
 }
 
 TEST(SbMoe, FaithfulAddsAUnitVector) {  // 1
@@ -127,7 +137,8 @@ TEST(SbMoe, TrainedGateLearns) {  // 2
     Routes routes;
     Tape tape;
     tape.backward(task_loss(b, x, training_pass(routes)));
-    EXPECT_GE(rms(b.moe.router.out.weight.grad()), 0.05 * rms(b.moe.experts.up.grad())) << "k " << k;
+    EXPECT_GE(rms(b.moe.router.out.weight.grad()), 0.05 * rms(b.moe.experts.up.grad()))
+        << "k " << k;
     EXPECT_GT(rms(b.moe.router.noise.weight.grad()), 0);
   }
 }
@@ -161,8 +172,9 @@ void permute(const Block& from, const Block& to, const std::vector<Index>& place
     auto source = host(a), target = source;
     std::size_t part = source.size() / place.size();
     for (std::size_t e = 0; e < place.size(); ++e)
-      std::copy_n(source.begin() + static_cast<std::ptrdiff_t>(e * part), part,
-                  target.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(place[e]) * part));
+      std::copy_n(
+          source.begin() + static_cast<std::ptrdiff_t>(e * part), part,
+          target.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(place[e]) * part));
     backend(exact).upload(b.mut<double>(), target.data(), target.size() * sizeof(double));
   };
   move(from.moe.router.out.weight, to.moe.router.out.weight);
@@ -174,7 +186,8 @@ void permute(const Block& from, const Block& to, const std::vector<Index>& place
 }
 
 TEST(SbMoe, PermutingExpertsWithTheirGateRowsChangesNothing) {  // 4
-  for (auto combine : {SbMoeConfig::Combine::weight_then_unit, SbMoeConfig::Combine::unit_then_weight}) {
+  for (auto combine :
+       {SbMoeConfig::Combine::weight_then_unit, SbMoeConfig::Combine::unit_then_weight}) {
     SbMoeConfig c = trained(5, 2, RouterConfig::Weights::renormalise);
     c.combine = combine;
     for (auto route : {RouterConfig::Select::all, RouterConfig::Select::top_k}) {
@@ -223,7 +236,8 @@ TEST(SbMoe, RandomRoutingRepeatsBySeed) {
 
 TEST(SbMoe, UsageCountsEveryChoiceOnce) {  // 6
   for (Index k : {1, 2, 3}) {
-    Block b(trained(6, k, k == 1 ? RouterConfig::Weights::raw : RouterConfig::Weights::renormalise), 24);
+    Block b(trained(6, k, k == 1 ? RouterConfig::Weights::raw : RouterConfig::Weights::renormalise),
+            24);
     Routes routes;
     Pass pass;
     pass.routes = &routes;
@@ -237,7 +251,8 @@ TEST(SbMoe, UsageCountsEveryChoiceOnce) {  // 6
 }
 
 // Central differences of `loss` in every element of every parameter that needs a gradient.
-void check_gradients(const Parameters& parameters, const std::function<Tensor()>& loss, double tolerance) {
+void check_gradients(const Parameters& parameters, const std::function<Tensor()>& loss,
+                     double tolerance) {
   {
     Tape tape;
     tape.backward(loss());
@@ -245,7 +260,8 @@ void check_gradients(const Parameters& parameters, const std::function<Tensor()>
   for (const auto& entry : parameters.entries()) {
     if (!entry.tensor.needs_grad()) continue;
     Tensor g = entry.tensor.grad();
-    std::vector<double> analytic = g ? host(g) : std::vector<double>(static_cast<std::size_t>(entry.tensor.size()));
+    std::vector<double> analytic =
+        g ? host(g) : std::vector<double>(static_cast<std::size_t>(entry.tensor.size()));
     std::vector<double> numeric(analytic.size());
     for (std::size_t i = 0; i < analytic.size(); ++i) {
       double* value = entry.tensor.mut<double>() + i;
@@ -281,33 +297,44 @@ TEST(SbMoe, EveryGradientMatchesCentralDifferences) {  // 2, 7
   SbMoeConfig scaled = trained(4, 1);
   scaled.combine = SbMoeConfig::Combine::scaled_sum;
   scaled.learn_lambda = true;
-  for (const Case& c : {Case{"soft", soft}, Case{"soft, released order", released_soft}, Case{"top-1 raw", trained(4, 1)},
-                        Case{"top-2 renorm", top2}, Case{"scaled sum", scaled}}) {
+  for (const Case& c :
+       {Case{"soft", soft}, Case{"soft, released order", released_soft},
+        Case{"top-1 raw", trained(4, 1)}, Case{"top-2 renorm", top2}, Case{"scaled sum", scaled}}) {
     SCOPED_TRACE(c.name);
     Block b(c.config, 6);
     Tensor x = inputs(10, 6, 1, 9);
-    check_gradients(b.parameters, [&] {
-      Routes routes;
-      Pass pass = training_pass(routes);
-      Tensor loss = task_loss(b, x, pass);
-      return add(loss, b.moe.auxiliary_loss(routes.seen[0]));
-    }, 1e-6);
+    check_gradients(
+        b.parameters,
+        [&] {
+          Routes routes;
+          Pass pass = training_pass(routes);
+          Tensor loss = task_loss(b, x, pass);
+          return add(loss, b.moe.auxiliary_loss(routes.seen[0]));
+        },
+        1e-6);
   }
 }
 
 TEST(SbMoe, EqualEmbeddingsLoseLogB) {  // 9
   for (Index rows : {2, 7, 64}) {
     Tensor x = full({rows, 8}, DType::f64, exact, 0.3);
-    EXPECT_NEAR(item(contrastive(x, x, {}, {.temperature = 0.05, .symmetric = true,
-                                            .factor = 1 / static_cast<double>(rows)})),
-                std::log(static_cast<double>(rows)), 1e-6);
+    EXPECT_NEAR(
+        item(contrastive(
+            x, x, {},
+            {.temperature = 0.05, .symmetric = true, .factor = 1 / static_cast<double>(rows)})),
+        std::log(static_cast<double>(rows)), 1e-6);
   }
 }
 
 TEST(SbMoe, MemorisesSixtyFourPairs) {  // 9
-  for (SbMoeConfig c : {SbMoeConfig::faithful(6), trained(6, 2, RouterConfig::Weights::renormalise)}) {
+  for (SbMoeConfig c :
+       {SbMoeConfig::faithful(6), trained(6, 2, RouterConfig::Weights::renormalise)}) {
     SCOPED_TRACE(name_of(c.mode));
-    Parameters parameters({.dtype = DType::f32, .device = Device::cpu, .seed = 5, .source = nullptr, .may_be_missing = {}});
+    Parameters parameters({.dtype = DType::f32,
+                           .device = Device::cpu,
+                           .seed = 5,
+                           .source = nullptr,
+                           .may_be_missing = {}});
     c.size = 32;
     SbMoe block(parameters.root() / "moe", c);
     // The encoder stands in as a table of free vectors, one per text.
@@ -321,7 +348,8 @@ TEST(SbMoe, MemorisesSixtyFourPairs) {  // 9
       pass.draw.step = static_cast<std::uint32_t>(step);
       Tape tape;
       Tensor a = block(q, pass), b = block(d, pass);
-      tape.backward(contrastive(a, b, {}, {.temperature = 1, .symmetric = false, .factor = 1.0 / 64}));
+      tape.backward(
+          contrastive(a, b, {}, {.temperature = 1, .symmetric = false, .factor = 1.0 / 64}));
       optimizer.step(0.01);
       auto scores = to_host<float>(matmul_nt(block(q, {}), block(d, {})));
       Index right = 0;
@@ -350,15 +378,19 @@ TEST(SbMoe, ParameterCounts) {  // 11
       Index m = static_cast<Index>(3 * (i + 1));
       Block b(SbMoeConfig::faithful(m), row.size, DType::f32, Device::cpu);
       EXPECT_EQ(b.parameters.count(), row.block[i]);
-      Index bank = b.moe.experts.down.size() + b.moe.experts.down_bias.size() + b.moe.experts.up.size() +
-                   b.moe.experts.up_bias.size();
+      Index bank = b.moe.experts.down.size() + b.moe.experts.down_bias.size() +
+                   b.moe.experts.up.size() + b.moe.experts.up_bias.size();
       EXPECT_EQ(bank, m * row.expert);
     }
 }
 
 TEST(SbMoe, EncoderParameterCounts) {  // 11
   auto count = [](Index layers, Index hidden, Index heads, Index ffn) {
-    Parameters p({.dtype = DType::f32, .device = Device::cpu, .seed = 1, .source = nullptr, .may_be_missing = {}});
+    Parameters p({.dtype = DType::f32,
+                  .device = Device::cpu,
+                  .seed = 1,
+                  .source = nullptr,
+                  .may_be_missing = {}});
     BertConfig c;
     c.layers = layers;
     c.hidden = hidden;
@@ -391,12 +423,17 @@ TEST(SbMoe, TrainedGateIsBoundedByLambda) {  // 12
 }
 
 TEST(SbMoe, AuxiliaryLossesByHand) {  // 13
-  auto rows = [](const std::vector<double>& v, Index n, Index m) { return from_host(v, {n, m}, exact); };
+  auto rows = [](const std::vector<double>& v, Index n, Index m) {
+    return from_host(v, {n, m}, exact);
+  };
   // f = (.75, .25), P = (.7, .3): 2 (.75 .7 + .25 .3) = 1.2
   Tensor prob = rows({.7, .3, .7, .3, .7, .3, .7, .3}, 4, 2);
-  EXPECT_NEAR(item(balance_loss(prob, from_host(std::vector<std::int32_t>{0, 0, 0, 1}, {4, 1}, exact))), 1.2, 1e-9);
+  EXPECT_NEAR(
+      item(balance_loss(prob, from_host(std::vector<std::int32_t>{0, 0, 0, 1}, {4, 1}, exact))),
+      1.2, 1e-9);
   Tensor even = rows({.5, .5, .5, .5}, 2, 2);
-  EXPECT_NEAR(item(balance_loss(even, from_host(std::vector<std::int32_t>{0, 1}, {2, 1}, exact))), 1, 1e-9);
+  EXPECT_NEAR(item(balance_loss(even, from_host(std::vector<std::int32_t>{0, 1}, {2, 1}, exact))),
+              1, 1e-9);
   EXPECT_NEAR(item(importance_loss(rows({3, 1}, 1, 2))), 0.25, 1e-9);
   EXPECT_NEAR(item(z_loss(rows({0, 0}, 1, 2))), 0.4804530139, 1e-9);
   EXPECT_NEAR(item(z_loss(rows({1, 0}, 1, 2))), 1.7246562599, 1e-9);
@@ -417,7 +454,8 @@ TEST(SbMoe, NoiseSchedule) {  // 14
 }
 
 TEST(SbMoe, ARowDoesNotDependOnItsBatchOrThreads) {  // 15
-  for (SbMoeConfig c : {SbMoeConfig::faithful(6), trained(6, 2, RouterConfig::Weights::renormalise)}) {
+  for (SbMoeConfig c :
+       {SbMoeConfig::faithful(6), trained(6, 2, RouterConfig::Weights::renormalise)}) {
     Block b(c, 48, DType::f32, Device::cpu);
     Tensor x = inputs(40, 48, 1, 11, DType::f32, Device::cpu);
     std::vector<float> all = to_host<float>(b.moe(x, {}));
@@ -426,7 +464,8 @@ TEST(SbMoe, ARowDoesNotDependOnItsBatchOrThreads) {  // 15
       EXPECT_EQ(to_host<float>(b.moe(x, {})), all);
       for (Index r : {0, 17, 39}) {
         std::vector<float> alone = to_host<float>(b.moe(x.slice_rows(r, r + 1), {}));
-        EXPECT_EQ(alone, std::vector<float>(all.begin() + r * 48, all.begin() + (r + 1) * 48)) << "row " << r;
+        EXPECT_EQ(alone, std::vector<float>(all.begin() + r * 48, all.begin() + (r + 1) * 48))
+            << "row " << r;
       }
     }
   }

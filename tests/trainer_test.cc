@@ -1,17 +1,18 @@
-// Training end to end on the embedded collection: it learns, it does not depend on threads, it resumes bit for bit,
-// and what it saves is what it evaluates.
+// Training end to end on the embedded collection: it learns, it does not depend on threads, it
+// resumes bit for bit, and what it saves is what it evaluates.
+#include "tools/trainer.h"
+
 #include "runtime/checkpoint.h"
 #include "runtime/file.h"
 #include "runtime/parallel.h"
 #include "tools/demo_data.h"
 #include "tools/embedding.h"
 #include "tools/progress.h"
-#include "tools/trainer.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
-#include <unistd.h>
 
 namespace moe {
 namespace {
@@ -41,7 +42,8 @@ class TrainerTest : public testing::Test {
   std::string data() const { return (root_ / "data").string(); }
   std::string folder(const std::string& name) const { return (root_ / name).string(); }
 
-  std::unique_ptr<TextEncoder> encoder(std::optional<SbMoeConfig> block, std::uint64_t seed = 42) const {
+  std::unique_ptr<TextEncoder> encoder(std::optional<SbMoeConfig> block,
+                                       std::uint64_t seed = 42) const {
     auto tokenizer = load_wordpiece(data());
     EncoderConfig c;
     c.bert.vocabulary = tokenizer->vocab_size();
@@ -121,15 +123,18 @@ TEST_F(TrainerTest, ResumeEqualsNoInterruption) {
     SCOPED_TRACE(optimizer);
     TrainConfig c = short_run(9);
     c.optimizer = optimizer;
-    std::string whole = folder(std::string("whole-") + optimizer), parts = folder(std::string("parts-") + optimizer);
+    std::string whole = folder(std::string("whole-") + optimizer),
+                parts = folder(std::string("parts-") + optimizer);
     auto a = encoder(gate());
     Trainer(*a, collection_, c, whole, "same").run();
-    // Stops by its time limit after every step; each time a fresh process would start from the folder.
+    // Stops by its time limit after every step; each time a fresh process would start from the
+    // folder.
     TrainConfig limited = c;
     limited.max_minutes = 1e-9;
     std::vector<std::vector<float>> last;
     for (int part = 0; part < 20; ++part) {
-      auto b = encoder(gate(), 7);  // other initial weights: everything must come from the checkpoint
+      auto b =
+          encoder(gate(), 7);  // other initial weights: everything must come from the checkpoint
       if (part == 0) b = encoder(gate());
       Trainer t(*b, collection_, limited, parts, "same");
       EXPECT_EQ(t.resume(), part > 0);
@@ -162,14 +167,16 @@ TEST_F(TrainerTest, SavedModelEmbedsTheSameBits) {
   TextEncoder::Options all, one;
   all.route = RouterConfig::Select::all;
   one.k = 1;
-  EXPECT_THROW(TextEncoder::load(folder("run") + "/last", one), Error);  // renorm with k = 1 cannot have learnt
+  EXPECT_THROW(TextEncoder::load(folder("run") + "/last", one),
+               Error);  // renorm with k = 1 cannot have learnt
   EXPECT_NE(embed_texts(*TextEncoder::load(folder("run") + "/last", all), texts), before);
 }
 
 TEST_F(TrainerTest, EmbeddingDoesNotDependOnTheBatch) {
   auto e = encoder(gate());
   std::vector<std::string> texts;
-  for (Index i = 0; i < 40; ++i) texts.push_back(collection_.documents[static_cast<std::size_t>(i)].full());
+  for (Index i = 0; i < 40; ++i)
+    texts.push_back(collection_.documents[static_cast<std::size_t>(i)].full());
   texts.push_back("");
   texts.push_back("one");
   EmbedOptions small, large;

@@ -9,7 +9,8 @@ namespace moe {
 
 namespace {
 
-std::vector<std::vector<Index>> cut(std::span<const Index> order, std::span<const std::int32_t> lengths,
+std::vector<std::vector<Index>> cut(std::span<const Index> order,
+                                    std::span<const std::int32_t> lengths,
                                     const BatchLimits& limits) {
   std::vector<std::vector<Index>> batches;
   Index tokens = 0;

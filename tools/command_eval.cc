@@ -28,8 +28,8 @@ void print_table(const std::vector<Named>& rows) {
     fmt::print("\n");
   }
   const Evaluation& e = rows[0].evaluation;
-  fmt::print("{} judged queries, {} missing from the run, {} without a relevant document", e.queries.size(),
-             e.missing, e.without_relevant);
+  fmt::print("{} judged queries, {} missing from the run, {} without a relevant document",
+             e.queries.size(), e.missing, e.without_relevant);
   if (e.unjudged > 0) fmt::print(", {} queries of the run unjudged", e.unjudged);
   fmt::print("\n");
 }
@@ -46,20 +46,21 @@ void print_significance(const std::vector<Named>& rows, std::uint64_t seed) {
     for (const Metric& m : rows[0].evaluation.metrics) {
       ComparisonOptions options;
       options.seed = seed;
-      Comparison c = compare(rows[r].evaluation.column(m.name()), rows[0].evaluation.column(m.name()), options);
+      Comparison c = compare(rows[r].evaluation.column(m.name()),
+                             rows[0].evaluation.column(m.name()), options);
       lines.push_back({rows[r].name, m.name(), c});
       p.push_back(c.p_t_test);
     }
   if (lines.empty()) return;
   std::vector<double> bonferroni_p = bonferroni(p), holm_p = holm(p);
   fmt::print("\nagainst {} ({} comparisons)\n", rows[0].name, lines.size());
-  fmt::print("{:<24}{:>12}{:>10}{:>8}{:>8}{:>8}{:>12}{:>12}{:>12}{:>12}\n", "run", "metric", "delta", "win",
-             "tie", "loss", "p t-test", "p random", "Bonferroni", "Holm");
+  fmt::print("{:<24}{:>12}{:>10}{:>8}{:>8}{:>8}{:>12}{:>12}{:>12}{:>12}\n", "run", "metric",
+             "delta", "win", "tie", "loss", "p t-test", "p random", "Bonferroni", "Holm");
   for (std::size_t i = 0; i < lines.size(); ++i) {
     const Comparison& c = lines[i].c;
-    fmt::print("{:<24}{:>12}{:>+10.4f}{:>8}{:>8}{:>8}{:>12.3g}{:>12.3g}{:>12.3g}{:>12.3g}\n", lines[i].name,
-               lines[i].metric, c.mean_a - c.mean_b, c.wins, c.ties, c.losses, c.p_t_test, c.p_randomisation,
-               bonferroni_p[i], holm_p[i]);
+    fmt::print("{:<24}{:>12}{:>+10.4f}{:>8}{:>8}{:>8}{:>12.3g}{:>12.3g}{:>12.3g}{:>12.3g}\n",
+               lines[i].name, lines[i].metric, c.mean_a - c.mean_b, c.wins, c.ties, c.losses,
+               c.p_t_test, c.p_randomisation, bonferroni_p[i], holm_p[i]);
   }
 }
 
@@ -70,7 +71,8 @@ int run_eval(const EvalCommand& command) {
                             command.drop_same_id, command.strict};
   std::vector<Metric> metrics = parse_metrics(command.metrics);
   std::vector<Named> rows;
-  bool by_model = !command.model.model.empty(), by_bm25 = command.bm25 == "on", by_run = !command.run.empty();
+  bool by_model = !command.model.model.empty(), by_bm25 = command.bm25 == "on",
+       by_run = !command.run.empty();
   check(by_model + by_bm25 + by_run == 1,
         "eval needs one of: --run FILE (with --qrels or --data), --model FOLDER --data FOLDER, "
         "--bm25 on --data FOLDER");
@@ -94,7 +96,8 @@ int run_eval(const EvalCommand& command) {
     if (by_bm25) {
       run = bm25_run(collection, command.split, command.k);
     } else {
-      auto encoder = TextEncoder::load(command.model.model, encoder_options(command.model, command.common));
+      auto encoder =
+          TextEncoder::load(command.model.model, encoder_options(command.model, command.common));
       RetrievalOptions retrieval;
       retrieval.metrics = metrics;
       retrieval.k = command.k;
@@ -107,18 +110,21 @@ int run_eval(const EvalCommand& command) {
       auto outcome = evaluate_retrieval(*encoder, collection, command.split, retrieval);
       run = std::move(outcome.run);
       if (outcome.agreement >= 0)
-        notice(fmt::format("experts: queries [{}], documents [{}], query and positive agree in {:.1f} %",
-                           fmt::join(outcome.query_load, " "), fmt::join(outcome.document_load, " "),
-                           100 * outcome.agreement));
+        notice(fmt::format(
+            "experts: queries [{}], documents [{}], query and positive agree in {:.1f} %",
+            fmt::join(outcome.query_load, " "), fmt::join(outcome.document_load, " "),
+            100 * outcome.agreement));
     }
     if (!command.save_run.empty()) write_trec_run(command.save_run, run);
-    rows.push_back({by_bm25 ? "BM25" : command.model.model, evaluate(qrels, run, metrics, options)});
+    rows.push_back(
+        {by_bm25 ? "BM25" : command.model.model, evaluate(qrels, run, metrics, options)});
   }
   for (const std::string& file : command.compare)
     rows.push_back({file, evaluate(qrels, read_run(file), metrics, options)});
 
   if (command.common.json) {
-    for (const auto& row : rows) fmt::print("{}\n", evaluation_json(row.evaluation, command.per_query));
+    for (const auto& row : rows)
+      fmt::print("{}\n", evaluation_json(row.evaluation, command.per_query));
     return 0;
   }
   print_table(rows);

@@ -39,7 +39,8 @@ std::vector<Index> parse_sizes(const std::string& text, std::size_t count, const
     sizes.push_back(value);
     at = next == end ? end : next + 1;
   }
-  check(sizes.size() == count, "{} '{}': expected {} numbers, got {}", option, text, count, sizes.size());
+  check(sizes.size() == count, "{} '{}': expected {} numbers, got {}", option, text, count,
+        sizes.size());
   return sizes;
 }
 
@@ -47,14 +48,16 @@ SbMoeConfig block_of(const MoeOptions& o) {
   SbMoeConfig c = o.mode == "faithful" ? SbMoeConfig::faithful(o.experts) : SbMoeConfig{};
   c.route = parse_select(o.route);
   if (o.mode == "faithful") {
-    check(o.k == 1, "faithful training takes one expert per text: --moe-k {} needs --moe trained-gate", o.k);
+    check(o.k == 1,
+          "faithful training takes one expert per text: --moe-k {} needs --moe trained-gate", o.k);
     return c;
   }
   c.experts = o.experts;
   c.k = o.k;
   c.combine = parse_combine(o.combine);
-  c.weights = o.weights.empty() ? (o.k == 1 ? RouterConfig::Weights::raw : RouterConfig::Weights::renormalise)
-                                : parse_weights(o.weights);
+  c.weights = o.weights.empty()
+                  ? (o.k == 1 ? RouterConfig::Weights::raw : RouterConfig::Weights::renormalise)
+                  : parse_weights(o.weights);
   c.lambda = o.lambda;
   c.learn_lambda = o.learn_lambda;
   c.noise = !o.no_noise;
@@ -92,31 +95,35 @@ void describe(const TextEncoder& encoder, const Collection& collection) {
   const EncoderConfig& c = encoder.config();
   notice(collection.summary());
   for (const auto& warning : collection.warnings) notice("warning: " + warning);
-  notice(fmt::format("encoder: {} layers x {}, {} heads, {} parameters; pooling {} ({}), max length {} ({})",
-                     c.bert.layers, c.bert.hidden, c.bert.heads, encoder.parameters().count(),
-                     name_of(encoder.pooling()), c.pooling_source, c.max_length, c.max_length_source));
+  notice(fmt::format(
+      "encoder: {} layers x {}, {} heads, {} parameters; pooling {} ({}), max length {} ({})",
+      c.bert.layers, c.bert.hidden, c.bert.heads, encoder.parameters().count(),
+      name_of(encoder.pooling()), c.pooling_source, c.max_length, c.max_length_source));
   if (const SbMoe* block = encoder.moe())
-    notice(fmt::format("SB-MoE: {}, {} experts, k {}, {}, weights {}, lambda {}", name_of(block->config.mode),
-                       block->config.experts, block->config.k, name_of(block->config.combine),
-                       name_of(block->config.weights), block->config.lambda));
+    notice(fmt::format("SB-MoE: {}, {} experts, k {}, {}, weights {}, lambda {}",
+                       name_of(block->config.mode), block->config.experts, block->config.k,
+                       name_of(block->config.combine), name_of(block->config.weights),
+                       block->config.lambda));
 }
 
 }  // namespace
 
 int run_train(const TrainCommand& command) {
   TrainConfig config = command.config;
-  config.mask_false_negatives = command.false_negatives == "auto" ? command.moe.mode != "faithful"
-                                                                  : command.false_negatives == "mask";
+  config.mask_false_negatives = command.false_negatives == "auto"
+                                    ? command.moe.mode != "faithful"
+                                    : command.false_negatives == "mask";
   Collection collection = load_collection(command.data);
   auto encoder = open_encoder(command);
   describe(*encoder, collection);
   if (command.dry_run) {
     Index pairs = static_cast<Index>(collection.query_rows(config.split).size());
     double bytes = static_cast<double>(encoder->parameters().count()) * 4;
-    fmt::print("training queries: {}\nsteps per epoch: about {}\nparameters: {}\n"
-               "memory: about {} for weights, gradients and moments, plus activations\n",
-               pairs, (pairs + config.batch - 1) / config.batch, encoder->parameters().count(),
-               human_bytes(4 * bytes));
+    fmt::print(
+        "training queries: {}\nsteps per epoch: about {}\nparameters: {}\n"
+        "memory: about {} for weights, gradients and moments, plus activations\n",
+        pairs, (pairs + config.batch - 1) / config.batch, encoder->parameters().count(),
+        human_bytes(4 * bytes));
     return 0;
   }
   std::string config_file = command.out + "/config.toml";
@@ -127,8 +134,8 @@ int run_train(const TrainCommand& command) {
   write_file_atomically(config_file, command.resolved);
   TrainResult result = trainer.run();
   notice(fmt::format("trained {} steps in {}; best {} {:.4f} at step {}{}", result.steps,
-                     human_seconds(result.seconds), config.metric, result.best_metric, result.best_step,
-                     result.stopped_early ? " (stopped early)" : ""));
+                     human_seconds(result.seconds), config.metric, result.best_metric,
+                     result.best_step, result.stopped_early ? " (stopped early)" : ""));
 
   std::string best = command.out + "/best";
   if (collection.splits.contains(command.test_split) && directory_exists(best)) {
@@ -145,12 +152,14 @@ int run_train(const TrainCommand& command) {
     retrieval.what = "test";
     auto outcome = evaluate_retrieval(*trained, collection, command.test_split, retrieval);
     write_trec_run(command.out + "/test-run.trec", outcome.run);
-    write_file_atomically(command.out + "/test-metrics.json", evaluation_json(outcome.evaluation, true) + "\n");
+    write_file_atomically(command.out + "/test-metrics.json",
+                          evaluation_json(outcome.evaluation, true) + "\n");
     if (command.common.json) {
       fmt::print("{}\n", evaluation_json(outcome.evaluation));
     } else {
       for (std::size_t i = 0; i < outcome.evaluation.metrics.size(); ++i)
-        fmt::print("{:<12} {:.4f}\n", outcome.evaluation.metrics[i].name(), outcome.evaluation.means[i]);
+        fmt::print("{:<12} {:.4f}\n", outcome.evaluation.metrics[i].name(),
+                   outcome.evaluation.means[i]);
       if (outcome.agreement >= 0)
         fmt::print("experts: documents [{}], query and positive agree in {:.1f} %\n",
                    fmt::join(outcome.document_load, " "), 100 * outcome.agreement);

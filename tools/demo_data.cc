@@ -5,8 +5,8 @@
 
 #include <string_view>
 
-#define MOE_EMBEDDED(name)                                \
-  extern "C" const char _binary_##name##_start[];         \
+#define MOE_EMBEDDED(name)                        \
+  extern "C" const char _binary_##name##_start[]; \
   extern "C" const char _binary_##name##_end[];
 
 MOE_EMBEDDED(corpus_jsonl)

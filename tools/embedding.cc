@@ -29,11 +29,13 @@ std::vector<float> embed_tokens(const TextEncoder& encoder,
   std::vector<std::int32_t> lengths;
   for (const auto& t : tokens) lengths.push_back(static_cast<std::int32_t>(t.size()));
   if (load != nullptr) {
-    load->counts.assign(encoder.moe() ? static_cast<std::size_t>(encoder.moe()->config.experts) : 0, 0);
+    load->counts.assign(encoder.moe() ? static_cast<std::size_t>(encoder.moe()->config.experts) : 0,
+                        0);
     load->first.assign(encoder.moe() ? tokens.size() : 0, -1);
   }
   Index done = 0;
-  for (const auto& batch : plan_by_length(lengths, {.rows = 1024, .tokens = options.batch_tokens})) {
+  for (const auto& batch :
+       plan_by_length(lengths, {.rows = 1024, .tokens = options.batch_tokens})) {
     throw_if_stopped();
     std::vector<std::vector<std::int32_t>> texts;
     for (Index i : batch) texts.push_back(tokens[static_cast<std::size_t>(i)]);

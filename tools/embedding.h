@@ -1,5 +1,6 @@
-// Texts to vectors: tokenise in parallel, batch by length within a token budget, one vector per text in its own
-// row. A text's vector does not depend on the batch it met (bit for bit on the CPU).
+// Texts to vectors: tokenise in parallel, batch by length within a token budget, one vector per
+// text in its own row. A text's vector does not depend on the batch it met (bit for bit on the
+// CPU).
 #pragma once
 
 #include "models/text_encoder.h"
@@ -13,8 +14,8 @@ namespace moe {
 
 struct EmbedOptions {
   Index batch_tokens = 8192;
-  Index max_length = 0;        // 0: the encoder's own
-  std::uint64_t seed = 42;     // of `random` routing
+  Index max_length = 0;                      // 0: the encoder's own
+  std::uint64_t seed = 42;                   // of `random` routing
   std::function<void(Index done)> progress;  // texts finished
 };
 
@@ -27,7 +28,8 @@ std::vector<std::vector<std::int32_t>> tokenize_all(const TextEncoder& encoder,
                                                     std::span<const std::string> texts,
                                                     Index max_length = 0);
 
-// (n,size) f32 rows on the host, in the order of the texts. `load` collects what an SB-MoE block chose.
+// (n,size) f32 rows on the host, in the order of the texts. `load` collects what an SB-MoE block
+// chose.
 std::vector<float> embed_texts(const TextEncoder& encoder, std::span<const std::string> texts,
                                const EmbedOptions& options = {}, ExpertLoad* load = nullptr);
 std::vector<float> embed_tokens(const TextEncoder& encoder,

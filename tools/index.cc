@@ -1,5 +1,5 @@
-// Blocks of documents meet blocks of queries in one product; each query keeps a bounded heap whose root is the
-// worst hit kept, so most scores cost one comparison.
+// Blocks of documents meet blocks of queries in one product; each query keeps a bounded heap whose
+// root is the worst hit kept, so most scores cost one comparison.
 #include "tools/index.h"
 
 #include "ops/ops.h"

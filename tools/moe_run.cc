@@ -6,13 +6,13 @@
 #include "tools/version.h"
 
 #include <CLI/CLI.hpp>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <iostream>
 #include <system_error>
-#include <unistd.h>
 
 namespace moe {
 namespace {
@@ -23,7 +23,7 @@ struct Command {
   const char* name;
   const char* help;
   const char* examples;
-  Setup setup;                  // binds options
+  Setup setup;  // binds options
   std::function<int()> run;
   CommonOptions* common;
 };
@@ -81,35 +81,51 @@ void add_moe(CLI::App& app, MoeOptions& o) {
 void add_training(CLI::App& app, TrainConfig& c) {
   app.add_option("--split", c.split, "training split")->capture_default_str();
   app.add_option("--dev-split", c.dev_split, "validation split")->capture_default_str();
-  app.add_option("-e,--epochs", c.epochs, "passes over the training queries")->capture_default_str();
-  app.add_option("-b,--batch", c.batch, "queries per step")->check(CLI::Range(2, 1'000'000))->capture_default_str();
-  app.add_option("--batch-tokens", c.batch_tokens, "token budget of a step, 0 = none")->capture_default_str();
+  app.add_option("-e,--epochs", c.epochs, "passes over the training queries")
+      ->capture_default_str();
+  app.add_option("-b,--batch", c.batch, "queries per step")
+      ->check(CLI::Range(2, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--batch-tokens", c.batch_tokens, "token budget of a step, 0 = none")
+      ->capture_default_str();
   app.add_option("--window", c.window, "batches sorted by length together, 1 = plain shuffle")
       ->capture_default_str();
-  app.add_option("--max-steps", c.max_steps, "stop after this many steps, 0 = no limit")->capture_default_str();
-  app.add_option("--query-length", c.query_length, "tokens per query, 0 = --max-length")->capture_default_str();
+  app.add_option("--max-steps", c.max_steps, "stop after this many steps, 0 = no limit")
+      ->capture_default_str();
+  app.add_option("--query-length", c.query_length, "tokens per query, 0 = --max-length")
+      ->capture_default_str();
   app.add_option("--document-length", c.document_length, "tokens per document, 0 = --max-length")
       ->capture_default_str();
-  app.add_option("--temperature", c.temperature, "divides the scores in the loss")->capture_default_str();
+  app.add_option("--temperature", c.temperature, "divides the scores in the loss")
+      ->capture_default_str();
   app.add_flag("--symmetric", c.symmetric, "also classify queries given documents");
   app.add_option("--lr", c.rate, "learning rate of the encoder")->capture_default_str();
   app.add_option("--moe-lr", c.block_rate, "learning rate of the SB-MoE block and Dense modules")
       ->capture_default_str();
   app.add_option("--weight-decay", c.decay, "decoupled weight decay")->capture_default_str();
   app.add_flag("--decay-all", c.decay_all, "decay biases and norms too (released SB-MoE)");
-  app.add_option("--warmup", c.warmup, "share of steps with rising rate")->check(CLI::Range(0.0, 1.0))->capture_default_str();
-  app.add_option("--schedule", c.schedule, "constant, linear, cosine or inverse-sqrt")->capture_default_str();
-  app.add_option("--clip", c.clip_norm, "global gradient norm limit, 0 = none")->capture_default_str();
+  app.add_option("--warmup", c.warmup, "share of steps with rising rate")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--schedule", c.schedule, "constant, linear, cosine or inverse-sqrt")
+      ->capture_default_str();
+  app.add_option("--clip", c.clip_norm, "global gradient norm limit, 0 = none")
+      ->capture_default_str();
   app.add_option("--optimizer", c.optimizer, "adamw or adafactor")->capture_default_str();
   app.add_flag("--freeze-encoder", c.freeze_encoder, "train only the modules after pooling");
-  app.add_option("--metric", c.metric, "validation metric that decides what is best")->capture_default_str();
-  app.add_option("--evals-per-epoch", c.evaluations_per_epoch, "validations per epoch")->capture_default_str();
-  app.add_option("--patience", c.patience, "validations without improvement before stopping, 0 = never")
+  app.add_option("--metric", c.metric, "validation metric that decides what is best")
+      ->capture_default_str();
+  app.add_option("--evals-per-epoch", c.evaluations_per_epoch, "validations per epoch")
+      ->capture_default_str();
+  app.add_option("--patience", c.patience,
+                 "validations without improvement before stopping, 0 = never")
       ->capture_default_str();
   app.add_option("--keep", c.keep, "checkpoints kept besides the best")->capture_default_str();
-  app.add_option("--max-time", c.max_minutes, "minutes, then save and stop; 0 = no limit")->capture_default_str();
+  app.add_option("--max-time", c.max_minutes, "minutes, then save and stop; 0 = no limit")
+      ->capture_default_str();
   app.add_flag("--skip-bad-steps", c.skip_bad_steps, "skip steps with a non-finite gradient");
-  app.add_option("--noise", c.noise, "router noise schedule: constant, linear or cosine")->capture_default_str();
+  app.add_option("--noise", c.noise, "router noise schedule: constant, linear or cosine")
+      ->capture_default_str();
   app.add_option("--noise-start", c.noise_start, "noise at the first step")->capture_default_str();
   app.add_option("--noise-end", c.noise_end, "noise at the end")->capture_default_str();
   app.add_option("--noise-fraction", c.noise_fraction, "share of steps over which it falls")
@@ -180,20 +196,28 @@ int report_usage(const CLI::App& app, const CLI::ParseError& error, int count, c
 
 int exit_code(Fault fault) {
   switch (fault) {
-    case Fault::usage: return 2;
-    case Fault::bad_data: return 65;
-    case Fault::missing_input: return 66;
-    case Fault::unavailable: return 69;
-    case Fault::io: return 74;
-    case Fault::failure: break;
+    case Fault::usage:
+      return 2;
+    case Fault::bad_data:
+      return 65;
+    case Fault::missing_input:
+      return 66;
+    case Fault::unavailable:
+      return 69;
+    case Fault::io:
+      return 74;
+    case Fault::failure:
+      break;
   }
   return 1;
 }
 
 constexpr const char* exit_codes =
-    "Exit codes: 0 ok, 1 failure, 2 usage, 65 bad data file, 66 input missing, 69 device unavailable,\n"
+    "Exit codes: 0 ok, 1 failure, 2 usage, 65 bad data file, 66 input missing, 69 device "
+    "unavailable,\n"
     "70 internal error, 74 read/write error, 130 interrupted, 143 terminated.\n"
-    "Options may also stand in a TOML file (--config FILE, one [command] section); the command line wins\n"
+    "Options may also stand in a TOML file (--config FILE, one [command] section); the command "
+    "line wins\n"
     "over environment variables, they over the file.";
 
 int run(int count, char** values) {
@@ -212,33 +236,44 @@ int run(int count, char** values) {
       {"demo", "train, evaluate and search on the embedded collection (two minutes)",
        "moe-run demo\n  moe-run demo --query \"how do plants make sugar\" --out my-demo",
        [&](CLI::App& a) {
-         a.add_option("-o,--out", demo.out, "folder for models and run files")->capture_default_str();
+         a.add_option("-o,--out", demo.out, "folder for models and run files")
+             ->capture_default_str();
          a.add_option("--query", demo.query, "the search shown at the end")->capture_default_str();
-         a.add_option("-e,--epochs", demo.epochs, "passes over the training queries, 0 = the tuned default")
+         a.add_option("-e,--epochs", demo.epochs,
+                      "passes over the training queries, 0 = the tuned default")
              ->capture_default_str();
        },
        [&] { return run_demo(demo); }, &demo.common},
       {"train", "fine-tune a bi-encoder on a retrieval folder, with or without an SB-MoE block",
        "moe-run train -m all-MiniLM-L6-v2 --data nfcorpus --out runs/plain\n"
-       "  moe-run train -m all-MiniLM-L6-v2 --data nfcorpus --moe trained-gate --experts 6 --out runs/moe",
+       "  moe-run train -m all-MiniLM-L6-v2 --data nfcorpus --moe trained-gate --experts 6 --out "
+       "runs/moe",
        [&](CLI::App& a) {
          add_model(a, train.model, true);
          a.add_option("-d,--data", train.data, "BEIR folder")->required();
-         a.add_option("-o,--out", train.out, "run folder: log, checkpoints, best/ and last/ models")->required();
-         a.add_option("--resume", train.resume, "auto: continue from the newest complete checkpoint; never")
+         a.add_option("-o,--out", train.out, "run folder: log, checkpoints, best/ and last/ models")
+             ->required();
+         a.add_option("--resume", train.resume,
+                      "auto: continue from the newest complete checkpoint; never")
              ->check(CLI::IsMember({"auto", "never"}))
              ->capture_default_str();
          a.add_option("--scratch", train.scratch,
-                      "random weights of the shape layers,hidden,heads,ffn; --model gives only the tokenizer");
-         a.add_option("--false-negatives", train.false_negatives,
-                      "known positives in the batch: mask, keep; auto keeps them in faithful mode only")
+                      "random weights of the shape layers,hidden,heads,ffn; --model gives only the "
+                      "tokenizer");
+         a.add_option(
+              "--false-negatives", train.false_negatives,
+              "known positives in the batch: mask, keep; auto keeps them in faithful mode only")
              ->check(CLI::IsMember({"auto", "mask", "keep"}))
              ->capture_default_str();
-         a.add_option("--test-split", train.test_split, "evaluated with the best weights at the end")
+         a.add_option("--test-split", train.test_split,
+                      "evaluated with the best weights at the end")
              ->capture_default_str();
-         a.add_option("--metrics", train.metrics, "metrics of that evaluation")->capture_default_str();
-         a.add_option("--dropout", train.dropout, "dropout rate, below 0 = the model's own")->capture_default_str();
-         a.add_flag("--dry-run", train.dry_run, "print shapes, parameters and steps; train nothing");
+         a.add_option("--metrics", train.metrics, "metrics of that evaluation")
+             ->capture_default_str();
+         a.add_option("--dropout", train.dropout, "dropout rate, below 0 = the model's own")
+             ->capture_default_str();
+         a.add_flag("--dry-run", train.dry_run,
+                    "print shapes, parameters and steps; train nothing");
          add_training(a, train.config);
          add_moe(a, train.moe);
        },
@@ -247,38 +282,53 @@ int run(int count, char** values) {
          return run_train(train);
        },
        &train.common},
-      {"embed", "texts to vectors: embeddings.npy, ids.txt and a manifest, in bounded memory, resumable",
+      {"embed",
+       "texts to vectors: embeddings.npy, ids.txt and a manifest, in bounded memory, resumable",
        "moe-run embed -m runs/moe/best -i nfcorpus --out index/nfcorpus\n"
-       "  moe-run embed -m runs/moe/best -i nfcorpus/queries.jsonl --kind query --out index/queries",
+       "  moe-run embed -m runs/moe/best -i nfcorpus/queries.jsonl --kind query --out "
+       "index/queries",
        [&](CLI::App& a) {
          add_model(a, embed.model, true);
-         a.add_option("-i,--input", embed.input, "retrieval folder, corpus or queries file, - for lines on stdin")
+         a.add_option("-i,--input", embed.input,
+                      "retrieval folder, corpus or queries file, - for lines on stdin")
              ->required();
          a.add_option("-o,--out", embed.out, "folder to write")->required();
          a.add_option("--kind", embed.kind, "document or query (which prompt)")
              ->check(CLI::IsMember({"document", "query"}))
              ->capture_default_str();
-         a.add_option("--batch-tokens", embed.batch_tokens, "tokens per batch")->capture_default_str();
-         a.add_option("--chunk", embed.chunk, "texts per durable step")->check(CLI::Range(1, 100'000'000))->capture_default_str();
-         a.add_flag("--no-resume", embed.no_resume, "start over when the folder holds an unfinished run");
+         a.add_option("--batch-tokens", embed.batch_tokens, "tokens per batch")
+             ->capture_default_str();
+         a.add_option("--chunk", embed.chunk, "texts per durable step")
+             ->check(CLI::Range(1, 100'000'000))
+             ->capture_default_str();
+         a.add_flag("--no-resume", embed.no_resume,
+                    "start over when the folder holds an unfinished run");
        },
        [&] { return run_embed(embed); }, &embed.common},
       {"search", "exact top-k over an embedded corpus, as a TREC run or in words",
-       "moe-run search -m runs/moe/best --index index/nfcorpus --queries nfcorpus --split test -o run.trec\n"
-       "  moe-run search -m runs/moe/best --index index/nfcorpus --data nfcorpus --text \"vitamin d\" -k 5",
+       "moe-run search -m runs/moe/best --index index/nfcorpus --queries nfcorpus --split test -o "
+       "run.trec\n"
+       "  moe-run search -m runs/moe/best --index index/nfcorpus --data nfcorpus --text \"vitamin "
+       "d\" -k 5",
        [&](CLI::App& a) {
          add_model(a, search.model, false);
          a.remove_option(a.get_option("--k"));  // -k is the number of results here
          a.add_option("--index", search.index, "folder written by embed")->required();
          a.add_option("--queries", search.queries, "retrieval folder or queries file");
-         a.add_option("--split", search.split, "only the queries judged in this split of the folder");
-         a.add_option("--query-embeddings", search.query_embeddings, "folder written by embed --kind query");
+         a.add_option("--split", search.split,
+                      "only the queries judged in this split of the folder");
+         a.add_option("--query-embeddings", search.query_embeddings,
+                      "folder written by embed --kind query");
          a.add_option("--text", search.text, "a query; may be repeated");
          a.add_option("-d,--data", search.data, "retrieval folder whose texts are shown");
          a.add_option("-o,--out", search.out, "TREC run file, - for stdout")->capture_default_str();
          a.add_option("--tag", search.tag, "name of the run")->capture_default_str();
-         a.add_option("-k,--top", search.k, "documents per query")->check(CLI::Range(1, 100'000'000))->capture_default_str();
-         a.add_option("--block", search.block, "documents per product; no effect on results")->check(CLI::Range(1, 100'000'000))->capture_default_str();
+         a.add_option("-k,--top", search.k, "documents per query")
+             ->check(CLI::Range(1, 100'000'000))
+             ->capture_default_str();
+         a.add_option("--block", search.block, "documents per product; no effect on results")
+             ->check(CLI::Range(1, 100'000'000))
+             ->capture_default_str();
        },
        [&] { return run_search(search); }, &search.common},
       {"eval", "retrieval metrics of a run, of a model or of BM25, with significance between runs",
@@ -287,26 +337,37 @@ int run(int count, char** values) {
        "  moe-run eval --bm25 on --data nfcorpus",
        [&](CLI::App& a) {
          add_model(a, eval.model, false);
-         a.add_option("-d,--data", eval.data, "retrieval folder (BEIR, cranfield, npl, SQuAD, MS MARCO)");
+         a.add_option("-d,--data", eval.data,
+                      "retrieval folder (BEIR, cranfield, npl, SQuAD, MS MARCO)");
          a.add_option("--split", eval.split, "split of the folder")->capture_default_str();
          a.add_option("--qrels", eval.qrels, "judgements: BEIR .tsv, TREC or ranx JSON");
          a.add_option("--run", eval.run, "run file: TREC or ranx JSON");
          a.add_option("--compare", eval.compare, "more run files, tested against --run");
-         a.add_option("--metrics", eval.metrics, "nDCG@k MAP@k MRR@k Recall@k P@k Success@k")->capture_default_str();
+         a.add_option("--metrics", eval.metrics, "nDCG@k MAP@k MRR@k Recall@k P@k Success@k")
+             ->capture_default_str();
          a.add_option("--save-run", eval.save_run, "write the run that was evaluated");
-         a.add_option("--bm25", eval.bm25, "on: evaluate the lexical baseline")->check(CLI::IsMember({"on", "off"}));
-         a.add_option("--depth", eval.k, "documents retrieved per query")->check(CLI::Range(1, 100'000'000))->capture_default_str();
-         a.add_option("--relevance-level", eval.relevance_level, "lowest relevant grade")->capture_default_str();
+         a.add_option("--bm25", eval.bm25, "on: evaluate the lexical baseline")
+             ->check(CLI::IsMember({"on", "off"}));
+         a.add_option("--depth", eval.k, "documents retrieved per query")
+             ->check(CLI::Range(1, 100'000'000))
+             ->capture_default_str();
+         a.add_option("--relevance-level", eval.relevance_level, "lowest relevant grade")
+             ->capture_default_str();
          a.add_flag("--exponential-gain", eval.exponential_gain, "nDCG gain 2^grade - 1");
          a.add_flag("--float32", eval.float32, "scores in float32, as trec_eval up to 9.0.8");
-         a.add_flag("--drop-same-id", eval.drop_same_id, "leave out the document whose id is the query's");
+         a.add_flag("--drop-same-id", eval.drop_same_id,
+                    "leave out the document whose id is the query's");
          a.add_flag("--strict", eval.strict, "fail when run and judgements have different queries");
          a.add_flag("--per-query", eval.per_query, "also one value per query");
-         a.add_option("--query-length", eval.query_length, "tokens per query, 0 = the model's")->capture_default_str();
-         a.add_option("--document-length", eval.document_length, "tokens per document, 0 = the model's")->capture_default_str();
+         a.add_option("--query-length", eval.query_length, "tokens per query, 0 = the model's")
+             ->capture_default_str();
+         a.add_option("--document-length", eval.document_length,
+                      "tokens per document, 0 = the model's")
+             ->capture_default_str();
        },
        [&] { return run_eval(eval); }, &eval.common},
-      {"inspect", "what a model folder or tensor file holds", "moe-run inspect all-MiniLM-L6-v2 --tensors",
+      {"inspect", "what a model folder or tensor file holds",
+       "moe-run inspect all-MiniLM-L6-v2 --tensors",
        [&](CLI::App& a) {
          a.add_option("path", inspect.path, "model folder, .safetensors, .bin or .npy")->required();
          a.add_flag("--tensors", inspect.tensors, "list every tensor");
@@ -323,32 +384,42 @@ int run(int count, char** values) {
          a.add_flag("--info", tokenize.info, "the tokenizer chain and its Unicode tables");
          a.add_flag("--json-input", tokenize.json_input, "stdin lines are JSON strings");
          a.add_flag("--no-special", tokenize.no_special, "no [CLS] and [SEP]");
-         a.add_option("--max-length", tokenize.max_length, "truncate to this many tokens, 0 = do not")->capture_default_str();
+         a.add_option("--max-length", tokenize.max_length,
+                      "truncate to this many tokens, 0 = do not")
+             ->capture_default_str();
        },
        [&] { return run_tokenize(tokenize); }, &tokenize.common},
       {"convert", "a model folder or tensor file to safetensors (pickles are read without Python)",
-       "moe-run convert --from old-model --to new-model\n  moe-run convert --from pytorch_model.bin --to model.safetensors",
+       "moe-run convert --from old-model --to new-model\n  moe-run convert --from "
+       "pytorch_model.bin --to model.safetensors",
        [&](CLI::App& a) {
          a.add_option("--from", convert.from, "folder, .bin or .safetensors")->required();
          a.add_option("--to", convert.to, "folder or .safetensors to write")->required();
-         a.add_option("--dtype", convert.dtype, "keep, f32 or bf16")->check(CLI::IsMember({"keep", "f32", "bf16"}))->capture_default_str();
+         a.add_option("--dtype", convert.dtype, "keep, f32 or bf16")
+             ->check(CLI::IsMember({"keep", "f32", "bf16"}))
+             ->capture_default_str();
        },
        [&] { return run_convert(convert); }, &convert.common},
-      {"bench", "speed of kernels and models on this machine", "moe-run bench --what forward --shape 12,768,12,3072",
+      {"bench", "speed of kernels and models on this machine",
+       "moe-run bench --what forward --shape 12,768,12,3072",
        [&](CLI::App& a) {
          a.add_option("--what", bench.what, "gemm, attention, forward, train, search or all")
              ->check(CLI::IsMember({"gemm", "attention", "forward", "train", "search", "all"}))
              ->capture_default_str();
          a.add_option("--shape", bench.shape, "layers,hidden,heads,ffn")->capture_default_str();
-         a.add_option("--batches", bench.batches, "texts x tokens, several with commas")->capture_default_str();
-         a.add_option("-r,--repetitions", bench.repetitions, "runs per row; the median is shown")->check(CLI::Range(1, 10'000))->capture_default_str();
+         a.add_option("--batches", bench.batches, "texts x tokens, several with commas")
+             ->capture_default_str();
+         a.add_option("-r,--repetitions", bench.repetitions, "runs per row; the median is shown")
+             ->check(CLI::Range(1, 10'000))
+             ->capture_default_str();
        },
        [&] { return run_bench(bench); }, &bench.common},
-      {"doctor", "what this machine and this build offer", "moe-run doctor",
-       [](CLI::App&) {}, [&] { return run_doctor(doctor); }, &doctor.common},
+      {"doctor", "what this machine and this build offer", "moe-run doctor", [](CLI::App&) {},
+       [&] { return run_doctor(doctor); }, &doctor.common},
   };
 
-  CLI::App app{"moe-run " MOE_VERSION ": trains, evaluates and serves dense retrievers with mixture-of-experts blocks"};
+  CLI::App app{"moe-run " MOE_VERSION
+               ": trains, evaluates and serves dense retrievers with mixture-of-experts blocks"};
   app.footer(exit_codes);
   app.require_subcommand(0, 1);
   app.fallthrough();
@@ -401,8 +472,9 @@ int run(int count, char** values) {
 }  // namespace
 }  // namespace moe
 
-// libgomp's threads spin for milliseconds at every barrier; when another process takes a core that costs a factor.
-// It reads its settings when it is loaded, so a short spin needs a fresh start of the program.
+// libgomp's threads spin for milliseconds at every barrier; when another process takes a core that
+// costs a factor. It reads its settings when it is loaded, so a short spin needs a fresh start of
+// the program.
 static void shorten_spinning(char** values) {
   if (std::getenv("GOMP_SPINCOUNT") != nullptr || std::getenv("OMP_WAIT_POLICY") != nullptr) return;
   setenv("GOMP_SPINCOUNT", "20000", 1);
@@ -425,7 +497,8 @@ int main(int count, char** values) {
   } catch (const moe::Error& error) {
     fmt::print(stderr, "moe-run: {}\n", error.what());
     return moe::exit_code(error.fault());
-  } catch (const std::system_error& error) {  // fmt::print and std::filesystem: full disk, closed pipe
+  } catch (
+      const std::system_error& error) {  // fmt::print and std::filesystem: full disk, closed pipe
     fmt::print(stderr, "moe-run: {}\n", error.what());
     return 74;
   } catch (const std::bad_alloc&) {

@@ -1,8 +1,9 @@
 #include "tools/progress.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
-#include <unistd.h>
 
 namespace moe {
 
@@ -10,8 +11,12 @@ namespace {
 bool silent = false;
 }  // namespace
 
-void set_quiet(bool q) { silent = q; }
-bool quiet() { return silent; }
+void set_quiet(bool q) {
+  silent = q;
+}
+bool quiet() {
+  return silent;
+}
 
 void notice(const std::string& text) {
   if (!silent) fmt::print(stderr, "{}\n", text);
@@ -34,7 +39,9 @@ std::string human_bytes(double bytes) {
 Progress::Progress(std::string what, Index total, std::string unit)
     : what_(std::move(what)), unit_(std::move(unit)), total_(total), terminal_(isatty(2) == 1) {}
 
-Progress::~Progress() { finish(); }
+Progress::~Progress() {
+  finish();
+}
 
 double Progress::seconds() const {
   return std::chrono::duration<double>(Clock::now() - start_).count();

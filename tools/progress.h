@@ -1,4 +1,5 @@
-// Progress on stderr: one line rewritten on a terminal, else a line every few seconds; with rate and ETA.
+// Progress on stderr: one line rewritten on a terminal, else a line every few seconds; with rate
+// and ETA.
 #pragma once
 
 #include "runtime/shape.h"

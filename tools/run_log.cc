@@ -3,9 +3,9 @@
 #include "runtime/file.h"
 
 #include <nlohmann/json.hpp>
+#include <unistd.h>
 
 #include <cmath>
-#include <unistd.h>
 
 namespace moe {
 
@@ -46,8 +46,10 @@ void RunLog::evaluation(Index step, double epoch, double train_loss, const std::
                         const std::vector<std::int64_t>& document_load, double query_entropy,
                         double document_entropy) {
   if (!file_) return;
-  Json json{{"event", "evaluation"},   {"step", step},  {"epoch", epoch}, {"train_loss", number(train_loss)},
-            {"metric", metric},        {"value", number(value)}, {"best", best}};
+  Json json{{"event", "evaluation"}, {"step", step},
+            {"epoch", epoch},        {"train_loss", number(train_loss)},
+            {"metric", metric},      {"value", number(value)},
+            {"best", best}};
   if (!query_load.empty()) {
     json["query_load"] = query_load;
     json["document_load"] = document_load;

@@ -1,4 +1,5 @@
-// A run's written trace: log.jsonl (one JSON object per step or evaluation) and the small state of a checkpoint.
+// A run's written trace: log.jsonl (one JSON object per step or evaluation) and the small state of
+// a checkpoint.
 #pragma once
 
 #include "runtime/shape.h"
@@ -18,8 +19,8 @@ class RunLog {
   // DIR/log.jsonl, appended; an empty directory writes nothing.
   explicit RunLog(const std::string& directory);
   void step(std::initializer_list<std::pair<const char*, double>> values);
-  void evaluation(Index step, double epoch, double train_loss, const std::string& metric, double value,
-                  bool best, const std::vector<std::int64_t>& query_load,
+  void evaluation(Index step, double epoch, double train_loss, const std::string& metric,
+                  double value, bool best, const std::vector<std::int64_t>& query_load,
                   const std::vector<std::int64_t>& document_load, double query_entropy,
                   double document_entropy);
   void sync();

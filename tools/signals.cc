@@ -1,8 +1,9 @@
 #include "tools/signals.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <csignal>
-#include <unistd.h>
 
 namespace moe {
 
@@ -14,7 +15,9 @@ static_assert(std::atomic<int>::is_always_lock_free);  // a handler may touch no
 void on_stop(int signal) {
   if (stop.exchange(signal) != 0) _exit(128 + signal);
 }
-void on_save(int) { save = true; }
+void on_save(int) {
+  save = true;
+}
 }  // namespace
 
 void install_signal_handlers() {
@@ -23,8 +26,12 @@ void install_signal_handlers() {
   std::signal(SIGUSR1, on_save);
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe shows as a failed write, which has a message
 }
-int stop_signal() { return stop; }
-bool take_save_request() { return save.exchange(false); }
+int stop_signal() {
+  return stop;
+}
+bool take_save_request() {
+  return save.exchange(false);
+}
 void throw_if_stopped() {
   if (int signal = stop_signal()) throw Interrupted{signal};
 }

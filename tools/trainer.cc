@@ -23,8 +23,8 @@ using Clock = std::chrono::steady_clock;
 std::vector<ParameterGroup> groups_of(const TrainConfig& c) {
   double block = c.rate > 0 ? c.block_rate / c.rate : 0;
   double small = c.decay_all ? c.decay : 0;  // biases and norms are not decayed
-  return {{"bert.*.bias", 1, small}, {"bert.*LayerNorm*", 1, small},  {"bert.*", 1, c.decay},
-          {"*.bias", block, small},  {"*lambda", block, 0},           {"*", block, c.decay}};
+  return {{"bert.*.bias", 1, small}, {"bert.*LayerNorm*", 1, small}, {"bert.*", 1, c.decay},
+          {"*.bias", block, small},  {"*lambda", block, 0},          {"*", block, c.decay}};
 }
 
 // RMS of the gradients of the parameters that match; -1 when none was touched.
@@ -95,7 +95,9 @@ RetrievalOutcome evaluate_retrieval(const TextEncoder& encoder, const Collection
   std::vector<float> d = embed_texts(encoder, documents, embed, &document_load);
   embed.max_length = options.query_length;
   if (progress)
-    embed.progress = [&](Index done) { progress->update(done + static_cast<Index>(documents.size())); };
+    embed.progress = [&](Index done) {
+      progress->update(done + static_cast<Index>(documents.size()));
+    };
   std::vector<float> q = embed_texts(encoder, queries, embed, &query_load);
   progress.reset();
 
@@ -104,8 +106,9 @@ RetrievalOutcome evaluate_retrieval(const TextEncoder& encoder, const Collection
   Tensor query_vectors = from_host(q, {static_cast<Index>(queries.size()), size}, device);
   Tensor document_vectors = from_host(d, {static_cast<Index>(documents.size()), size}, device);
   auto hits = search(query_vectors, static_cast<Index>(documents.size()), tie_ranks(document_ids),
-                     {.k = options.k, .block = 4096},
-                     [&](Index begin, Index end) { return document_vectors.slice_rows(begin, end); });
+                     {.k = options.k, .block = 4096}, [&](Index begin, Index end) {
+                       return document_vectors.slice_rows(begin, end);
+                     });
   outcome.run = to_run(hits, query_ids, document_ids);
   outcome.evaluation =
       evaluate(collection.qrels(split), outcome.run, options.metrics, options.evaluation);
@@ -129,8 +132,8 @@ RetrievalOutcome evaluate_retrieval(const TextEncoder& encoder, const Collection
   return outcome;
 }
 
-// Everything that lives through a run. What a checkpoint holds is exactly what cannot be computed again from the
-// configuration and the step number: weights, moments, the best so far, patience.
+// Everything that lives through a run. What a checkpoint holds is exactly what cannot be computed
+// again from the configuration and the step number: weights, moments, the best so far, patience.
 struct Trainer::State {
   TextEncoder& encoder;
   const Collection& collection;
@@ -161,7 +164,11 @@ struct Trainer::State {
   std::vector<std::vector<Index>> plan;
 
   State(TextEncoder& e, const Collection& c, TrainConfig t, std::string d, std::string r)
-      : encoder(e), collection(c), config(std::move(t)), directory(std::move(d)), resolved(std::move(r)),
+      : encoder(e),
+        collection(c),
+        config(std::move(t)),
+        directory(std::move(d)),
+        resolved(std::move(r)),
         log(directory) {
     collect_pairs();
     if (config.freeze_encoder) encoder.parameters().freeze("bert.*");
@@ -184,15 +191,21 @@ struct Trainer::State {
           config.split);
     schedule.kind = parse_schedule(config.schedule);
     schedule.total = total_steps;
-    schedule.warmup = static_cast<Index>(std::llround(config.warmup * static_cast<double>(total_steps)));
-    noise = {parse_noise(config.noise), config.noise_start, config.noise_end, config.noise_fraction};
-    std::size_t experts = encoder.moe() ? static_cast<std::size_t>(encoder.moe()->config.experts) : 0;
+    schedule.warmup =
+        static_cast<Index>(std::llround(config.warmup * static_cast<double>(total_steps)));
+    noise = {parse_noise(config.noise), config.noise_start, config.noise_end,
+             config.noise_fraction};
+    std::size_t experts =
+        encoder.moe() ? static_cast<std::size_t>(encoder.moe()->config.experts) : 0;
     query_load.assign(experts, 0);
     document_load.assign(experts, 0);
   }
 
   BatchLimits limits() const {
-    return {.rows = config.batch, .tokens = config.batch_tokens, .window = config.window, .drop_last = true};
+    return {.rows = config.batch,
+            .tokens = config.batch_tokens,
+            .window = config.window,
+            .drop_last = true};
   }
 
   void collect_pairs() {
@@ -212,8 +225,8 @@ struct Trainer::State {
       query_text.push_back(stream_hash(query.text));
     }
     check(query_rows.size() >= 2,
-          "the split '{}' has {} queries with a positive document; at least two are needed", config.split,
-          query_rows.size());
+          "the split '{}' has {} queries with a positive document; at least two are needed",
+          config.split, query_rows.size());
     for (const Document& d : collection.documents) {
       documents.push_back(encoder.config().document_prompt + d.full());
       document_text.push_back(stream_hash(documents.back()));
@@ -222,7 +235,8 @@ struct Trainer::State {
     document_tokens = tokenize_all(encoder, documents, config.document_length);
     for (std::size_t i = 0; i < query_rows.size(); ++i)
       lengths.push_back(static_cast<std::int32_t>(
-          query_tokens[i].size() + document_tokens[static_cast<std::size_t>(positives[i][0])].size()));
+          query_tokens[i].size() +
+          document_tokens[static_cast<std::size_t>(positives[i][0])].size()));
   }
 
   const std::vector<Index>& batch_at(Index epoch, Index position) {
@@ -244,14 +258,17 @@ struct Trainer::State {
   // The positive of a pair in an epoch: uniform over its positives, by counter.
   Index positive_of(Index pair, Index epoch) const {
     const auto& rows = positives[static_cast<std::size_t>(pair)];
-    std::uint64_t draw = mix64(config.seed ^ mix64(stream_hash("positive") +
-                                                   static_cast<std::uint64_t>(epoch) * 0x10001u) ^
-                               mix64(static_cast<std::uint64_t>(pair)));
+    std::uint64_t draw =
+        mix64(config.seed ^
+              mix64(stream_hash("positive") + static_cast<std::uint64_t>(epoch) * 0x10001u) ^
+              mix64(static_cast<std::uint64_t>(pair)));
     return rows[draw % rows.size()];
   }
 
-  // blocked[i,j]: document j is a known positive of query i, an equal text, or belongs to an equal query.
-  Tensor false_negatives(const std::vector<Index>& batch, const std::vector<Index>& documents) const {
+  // blocked[i,j]: document j is a known positive of query i, an equal text, or belongs to an equal
+  // query.
+  Tensor false_negatives(const std::vector<Index>& batch,
+                         const std::vector<Index>& documents) const {
     std::size_t n = batch.size();
     std::vector<std::uint8_t> blocked(n * n, 0);
     bool any = false;
@@ -286,7 +303,11 @@ struct Trainer::State {
     Tensor blocked = config.mask_false_negatives ? false_negatives(batch, documents) : Tensor();
     Routes query_routes, document_routes;
     query_routes.noise_scale = document_routes.noise_scale = noise.tau(step, total_steps);
-    Draw draw{.seed = config.seed, .step = static_cast<std::uint32_t>(step), .side = 0, .row0 = 0, .train = true};
+    Draw draw{.seed = config.seed,
+              .step = static_cast<std::uint32_t>(step),
+              .side = 0,
+              .row0 = 0,
+              .train = true};
     double loss_value = 0;
     {
       Tape tape;
@@ -313,12 +334,14 @@ struct Trainer::State {
     double gate = encoder.moe() ? gradient_rms(encoder.parameters(), "moe.gate.*") : -1;
     double expert = encoder.moe() ? gradient_rms(encoder.parameters(), "moe.experts.up.*") : -1;
     double factor = schedule.factor(step);
-    StepReport report = adamw ? adamw->step(config.rate * factor) : adafactor->step(config.rate * factor);
+    StepReport report =
+        adamw ? adamw->step(config.rate * factor) : adafactor->step(config.rate * factor);
     if (!report.finite) {
       ++bad_steps;
       check(config.skip_bad_steps,
             "step {}: the gradient of '{}' is not finite (loss {}).\n"
-            "Lower --lr, keep --clip 1, or pass --skip-bad-steps. Nothing was updated; the last checkpoint is whole.",
+            "Lower --lr, keep --clip 1, or pass --skip-bad-steps. Nothing was updated; the last "
+            "checkpoint is whole.",
             step, report.bad_tensor, loss_value);
     } else if (const SbMoe* block = encoder.moe(); block && block->router.bias) {
       std::vector<std::int64_t> load(query_load.size(), 0);
@@ -378,7 +401,8 @@ struct Trainer::State {
         "tags: [sentence-similarity, dense-retrieval, moe-run]\n---\n\n# Text encoder ({})\n\n"
         "Fine-tuned by moe-run on '{}' ({} queries), contrastive loss with in-batch negatives.\n\n"
         "| | |\n|---|---|\n| steps | {} |\n| {} on {} | {:.4f} (best {:.4f} at step {}) |\n"
-        "| pooling | {} |\n| SB-MoE block | {} |\n| vector size | {} |\n| similarity | dot product |\n",
+        "| pooling | {} |\n| SB-MoE block | {} |\n| vector size | {} |\n| similarity | dot product "
+        "|\n",
         name, collection.name, query_rows.size(), step, config.metric, config.dev_split,
         result.last_metric, result.best_metric, result.best_step, name_of(encoder.pooling()), block,
         encoder.size());
@@ -388,7 +412,8 @@ struct Trainer::State {
 
   // Validation by retrieval on the dev split; true when training should stop.
   bool evaluate_now(double epoch) {
-    EvaluationPoint point{step, epoch, 0, loss_count ? loss_sum / static_cast<double>(loss_count) : 0};
+    EvaluationPoint point{step, epoch, 0,
+                          loss_count ? loss_sum / static_cast<double>(loss_count) : 0};
     if (has_dev()) {
       RetrievalOptions options;
       options.metrics = {parse_metric(config.metric)};
@@ -412,18 +437,21 @@ struct Trainer::State {
       result.best_step = step;
     }
     LoadReport q = load_report(query_load), d = load_report(document_load);
-    log.evaluation(step, epoch, point.train_loss, config.metric, point.metric, better, q.counts, d.counts,
-                   q.entropy, d.entropy);
+    log.evaluation(step, epoch, point.train_loss, config.metric, point.metric, better, q.counts,
+                   d.counts, q.entropy, d.entropy);
     if (!directory.empty()) {
-      std::string line = fmt::format("step {}, epoch {:.2f}: loss {:.4f}, {} {:.4f}{}", step, epoch,
-                                     point.train_loss, config.metric, point.metric, better ? " (best)" : "");
+      std::string line =
+          fmt::format("step {}, epoch {:.2f}: loss {:.4f}, {} {:.4f}{}", step, epoch,
+                      point.train_loss, config.metric, point.metric, better ? " (best)" : "");
       if (!q.counts.empty())
         line += fmt::format(", expert load q [{}] d [{}]", fmt::join(q.counts, " "),
                             fmt::join(d.counts, " "));
       notice(line);
-      if (!d.counts.empty() && d.busiest > 0.9 * static_cast<double>(d.counts.size()) && d.counts.size() > 1)
-        notice("warning: one expert takes over 90 % of the documents: the router has collapsed "
-               "(raise --balance)");
+      if (!d.counts.empty() && d.busiest > 0.9 * static_cast<double>(d.counts.size()) &&
+          d.counts.size() > 1)
+        notice(
+            "warning: one expert takes over 90 % of the documents: the router has collapsed "
+            "(raise --balance)");
     }
     std::fill(query_load.begin(), query_load.end(), 0);
     std::fill(document_load.begin(), document_load.end(), 0);
@@ -457,8 +485,10 @@ bool Trainer::resume() {
          s.directory, found->directory);
   s.encoder.parameters().load_values(read_safetensors(found->directory + "/model.safetensors"));
   TensorFile moments = read_safetensors(found->directory + "/optimizer.safetensors");
-  if (s.adamw) s.adamw->load_state(moments, saved.optimizer_steps);
-  else s.adafactor->load_state(moments, saved.optimizer_steps);
+  if (s.adamw)
+    s.adamw->load_state(moments, saved.optimizer_steps);
+  else
+    s.adafactor->load_state(moments, saved.optimizer_steps);
   s.step = saved.step;
   s.bad_steps = saved.bad_steps;
   s.result.best_step = saved.best_step;
@@ -492,9 +522,11 @@ TrainResult Trainer::run() {
     ++s.step;
     shown = shown == 0 ? loss : 0.95 * shown + 0.05 * loss;
     if (!s.directory.empty())
-      progress.update(s.step, fmt::format("epoch {}/{}, loss {:.4f}, {}", epoch + 1, s.config.epochs, shown,
-                                          human_bytes(static_cast<double>(
-                                              memory_statistics(s.encoder.device()).peak_in_use))));
+      progress.update(
+          s.step,
+          fmt::format(
+              "epoch {}/{}, loss {:.4f}, {}", epoch + 1, s.config.epochs, shown,
+              human_bytes(static_cast<double>(memory_statistics(s.encoder.device()).peak_in_use))));
     if (on_step) on_step(s.step, s.total_steps, loss);
     // Evaluation points split an epoch evenly; its end is always one.
     Index parts = std::max<Index>(s.config.evaluations_per_epoch, 1);
@@ -513,8 +545,9 @@ TrainResult Trainer::run() {
       if (int signal = stop_signal()) {
         notice(s.directory.empty()
                    ? "stopped"
-                   : fmt::format("stopped after step {}; continue with the same command and --resume auto",
-                                 s.step));
+                   : fmt::format(
+                         "stopped after step {}; continue with the same command and --resume auto",
+                         s.step));
         throw Interrupted{signal};
       }
       notice(fmt::format("time limit reached after step {}", s.step));

@@ -1,6 +1,6 @@
-// The training loop of a bi-encoder: in-batch contrastive loss with false-negative masking, an optional SB-MoE
-// block with its auxiliary losses, two learning-rate groups, retrieval validation, best and last checkpoints,
-// early stop and bit-exact resume.
+// The training loop of a bi-encoder: in-batch contrastive loss with false-negative masking, an
+// optional SB-MoE block with its auxiliary losses, two learning-rate groups, retrieval validation,
+// best and last checkpoints, early stop and bit-exact resume.
 #pragma once
 
 #include "models/text_encoder.h"
@@ -18,32 +18,32 @@ namespace moe {
 struct TrainConfig {
   std::string split = "train", dev_split = "dev";
   Index epochs = 5;
-  Index batch = 64;                // queries per step
-  Index batch_tokens = 0;          // token budget of a step (query + document), 0: none
-  Index window = 8;                // batches whose pairs are sorted by length together; 1: none
-  Index max_steps = 0;             // 0: epochs decide
+  Index batch = 64;        // queries per step
+  Index batch_tokens = 0;  // token budget of a step (query + document), 0: none
+  Index window = 8;        // batches whose pairs are sorted by length together; 1: none
+  Index max_steps = 0;     // 0: epochs decide
   Index query_length = 0, document_length = 0;  // tokens, 0: the encoder's maximum
   double temperature = 0.05;
   bool symmetric = false;
   bool mask_false_negatives = true;
-  double rate = 2e-5;              // encoder
-  double block_rate = 1e-3;        // SB-MoE block and Dense modules
+  double rate = 2e-5;        // encoder
+  double block_rate = 1e-3;  // SB-MoE block and Dense modules
   double decay = 0.01;
-  bool decay_all = false;          // also biases and norms, as the released SB-MoE code does
-  double warmup = 0.1;             // share of all steps
+  bool decay_all = false;  // also biases and norms, as the released SB-MoE code does
+  double warmup = 0.1;     // share of all steps
   std::string schedule = "linear";
-  double clip_norm = 1.0;          // 0: none
+  double clip_norm = 1.0;  // 0: none
   std::string optimizer = "adamw";
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   std::uint64_t seed = 42;
   bool freeze_encoder = false;
   std::string metric = "nDCG@10";  // decides what is best
   Index evaluations_per_epoch = 1;
-  Index patience = 0;              // evaluations without improvement before stopping, 0: never
-  Index keep = 2;                  // checkpoints kept besides the best
-  double max_minutes = 0;          // 0: no limit
-  bool skip_bad_steps = false;     // a step with a non-finite gradient: skip it (else stop)
-  std::string noise = "linear";    // schedule of the router's noise
+  Index patience = 0;            // evaluations without improvement before stopping, 0: never
+  Index keep = 2;                // checkpoints kept besides the best
+  double max_minutes = 0;        // 0: no limit
+  bool skip_bad_steps = false;   // a step with a non-finite gradient: skip it (else stop)
+  std::string noise = "linear";  // schedule of the router's noise
   double noise_start = 1, noise_end = 0, noise_fraction = 0.5;
   double selection_bias_rate = 1e-3;  // loss-free balancing, when the block has a selection bias
 };
@@ -63,8 +63,8 @@ struct TrainResult {
 // Load of the experts over one stretch of training or one evaluation.
 struct LoadReport {
   std::vector<std::int64_t> counts;
-  double entropy = 0;         // of the shares, divided by log E: 1 = even
-  double busiest = 0;         // largest share times E
+  double entropy = 0;  // of the shares, divided by log E: 1 = even
+  double busiest = 0;  // largest share times E
 };
 LoadReport load_report(const std::vector<std::int64_t>& counts);
 

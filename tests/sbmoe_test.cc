@@ -1,4 +1,6 @@
-// The required tests of the SB-MoE block (tests/README.md lists them by number).
+// The required tests of the SB-MoE block. Numbers name the properties: 1 unit step, 2 gate
+// gradients, 3 refusals, 4 permutation, 5 repetition, 6 usage, 7 gradients, 9 loss, 11 sizes, 12
+// bounds, 13 losses, 14 noise, 15 batch, 16 saving.
 #include "models/sbmoe.h"
 
 #include "models/text_encoder.h"

@@ -33,9 +33,9 @@ for set in $sets; do
   have bm25 - "$set" || row bm25 - "$set" "$("$run" eval -q --json --bm25 on -d "$data/$set" --metrics $metrics \
     --save-run "$out/bm25---$set.trec")"
   evaluate zero-shot - "$set" "$model"
-  for variant in plain faithful trained-gate; do
+  for variant in ${VARIANTS:-plain faithful trained-gate}; do
     # shellcheck disable=SC2046
-    [ -d "$out/$set-$variant/best" ] && [ -f "$out/$set-$variant/test-metrics.json" ] ||
+    [ -d "$out/$set-$variant/last" ] ||
       "$run" train -m "$model" -d "$data/$set" -o "$out/$set-$variant" --document-length ${DOCUMENT_LENGTH:-128} --lr 2e-5 \
         --false-negatives mask $(options $variant) "$@"
     evaluate "$variant" "$set" "$set" "$out/$set-$variant/best"

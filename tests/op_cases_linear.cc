@@ -53,8 +53,6 @@ OpCase activated(const std::string& name, Activation f) {
     return linear(input(in), weight(in), bias(in), {.activation = f, .residual = {}});
   });
   c.composition = [f](Inputs& in) { return activate(f, linear(input(in), weight(in), bias(in))); };
-  // The pre-activation is a sum of up to 700 terms: its rounding passes into slopes and results.
-  c.terms = 1;
   // Gradients pass through f'(z), and z, of a size up to 4, carries the rounding of its own sum,
   // which the reference takes in double.
   c.terms = 4;

@@ -106,7 +106,7 @@ TEST(AdamW, FollowsTheFormula) {
     for (auto& [name, p] : hand) {
       if (!touched(name, step)) continue;
       auto g = Net::gradient(name, net.parameters.find(name).shape(), step, factor);
-      const ParameterGroup& group = group_of(groups(), name);
+      const ParameterGroup group = group_of(groups(), name);
       m[name].resize(p.size());
       v[name].resize(p.size());
       int t = ++updates[name];  // bias correction counts a parameter's own updates
@@ -185,7 +185,7 @@ TEST(Adafactor, FollowsTheFormula) {
         for (double value : x) sum += value * value;
         return std::sqrt(sum / static_cast<double>(x.size()));
       };
-      const ParameterGroup& group = group_of(groups(), name);
+      const ParameterGroup group = group_of(groups(), name);
       double scale = std::max(1e-3, rms(p)), limit = std::max(1.0, rms(u));
       for (std::size_t i = 0; i < p.size(); ++i) {
         double r = rate * group.rate_factor;

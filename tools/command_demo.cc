@@ -67,7 +67,7 @@ Collection with_passage_queries(Collection c) {
 
 TrainConfig recipe(const DemoCommand& command) {
   TrainConfig c;
-  c.epochs = command.epochs > 0 ? command.epochs : 5;
+  c.epochs = command.epochs > 0 ? command.epochs : 4;
   c.batch = 64;
   c.rate = 1e-3;
   c.block_rate = 1e-3;

@@ -1,13 +1,14 @@
 // Our fp32 products beside OpenBLAS and oneDNN, in one process and in alternation.
 //
 // A case is one linear layer (in = K, out = N) met by M rows:
-//   NT  forward          y  (M,N) = x (M,K) W^T      ours with packed weights and, beside, with plain ones
-//   NN  input gradient   dx (M,K) = dy (M,N) W       ours packed and plain
-//   TN  weight gradient  dW (N,K) = dy^T (N,M) x     both operands are activations: nothing to prepack
-// Every contender's result is checked against sums in double before it is timed. Rounds run every contender once
-// (A B C A B C ...); a figure is the median over rounds, a ratio the median of the rounds' ratios, so that a
-// neighbour's burst hits both sides. One thread is timed by its own CPU time, which a neighbour on the core cannot
-// inflate, several by the wall clock. Threads are bound; the program starts itself again to have it so.
+//   NT  forward          y  (M,N) = x (M,K) W^T      ours with packed weights and, beside, with
+//   plain ones NN  input gradient   dx (M,K) = dy (M,N) W       ours packed and plain TN  weight
+//   gradient  dW (N,K) = dy^T (N,M) x     both operands are activations: nothing to prepack
+// Every contender's result is checked against sums in double before it is timed. Rounds run every
+// contender once (A B C A B C ...); a figure is the median over rounds, a ratio the median of the
+// rounds' ratios, so that a neighbour's burst hits both sides. One thread is timed by its own CPU
+// time, which a neighbour on the core cannot inflate, several by the wall clock. Threads are bound;
+// the program starts itself again to have it so.
 #include "runtime/backend.h"
 #include "runtime/parallel.h"
 
@@ -52,9 +53,12 @@ struct Size {
 };
 Size size_of(const Case& c) {
   switch (c.form) {
-    case Form::nt: return {c.m, c.n, c.k};
-    case Form::nn: return {c.m, c.k, c.n};
-    case Form::tn: return {c.n, c.k, c.m};
+    case Form::nt:
+      return {c.m, c.n, c.k};
+    case Form::nn:
+      return {c.m, c.k, c.n};
+    case Form::tn:
+      return {c.n, c.k, c.m};
   }
   return {};
 }
@@ -66,9 +70,10 @@ class Floats {  // 64-byte aligned, random in [-0.5, 0.5): zeros would flatter
                   64, (static_cast<std::size_t>(count) * sizeof(float) + 127) / 64 * 64)),
               std::free) {
     for (Index i = 0; i < count; ++i)
-      data_.get()[i] = static_cast<float>(
-          moe::unit_real(moe::philox({static_cast<std::uint32_t>(i), 0, 0, 0},
-                                     static_cast<std::uint32_t>(seed), 1)[0]) - 0.5);
+      data_.get()[i] =
+          static_cast<float>(moe::unit_real(moe::philox({static_cast<std::uint32_t>(i), 0, 0, 0},
+                                                        static_cast<std::uint32_t>(seed), 1)[0]) -
+                             0.5);
   }
   float* get() const { return data_.get(); }
 
@@ -115,7 +120,8 @@ double error_of(const Case& c, const float* a, const float* b, const float* resu
   return worst / std::sqrt(static_cast<double>(size.depth));
 }
 
-// ---- contenders --------------------------------------------------------------------------------------
+// ---- contenders
+// --------------------------------------------------------------------------------------
 
 Call our_call(const Case& c, const Kernels<float>& k, float* a, float* b, float* result,
               const void* packed) {
@@ -141,8 +147,8 @@ Call openblas_call(const Case& c, const float* a, const float* b, float* result)
        depth = static_cast<blasint>(s.depth);
   blasint lda = c.form == Form::tn ? rows : depth, ldb = c.form == Form::nt ? depth : cols;
   return [=] {
-    cblas_sgemm(CblasRowMajor, transpose_a, transpose_b, rows, cols, depth, 1.0f, a, lda, b, ldb, 0.0f,
-                result, cols);
+    cblas_sgemm(CblasRowMajor, transpose_a, transpose_b, rows, cols, depth, 1.0f, a, lda, b, ldb,
+                0.0f, result, cols);
   };
 }
 #endif
@@ -190,15 +196,16 @@ nlohmann::ordered_json peers() {
 #endif
 #if defined(MOE_HAVE_DNNL)
   const dnnl_version_t* v = dnnl_version();
-  found["dnnl"] = std::to_string(v->major) + "." + std::to_string(v->minor) + "." +
-                  std::to_string(v->patch);
+  found["dnnl"] =
+      std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch);
 #else
   found["dnnl"] = "absent";
 #endif
   return found;
 }
 
-// ---- timing ------------------------------------------------------------------------------------------
+// ---- timing
+// ------------------------------------------------------------------------------------------
 
 struct Times {
   std::vector<double> wall, thread;  // seconds a call, one entry a round
@@ -245,9 +252,9 @@ nlohmann::ordered_json run_case(const Case& c, const moe::Backend& backend, doub
   Floats packed(bytes / 4 + 1, 5);
   if (bytes > 0) {
     k.pack_weight(w, 1, packing, packed.get());
-    contenders.push_back(
-        {"ours", our_call(c, k, a.get(), b.get(), packed_result.get(), packed.get()),
-         packed_result.get()});
+    contenders.push_back({"ours",
+                          our_call(c, k, a.get(), b.get(), packed_result.get(), packed.get()),
+                          packed_result.get()});
   }
   contenders.push_back({bytes > 0 ? "ours_plain" : "ours",
                         our_call(c, k, a.get(), b.get(), result.get(), nullptr), result.get()});
@@ -278,8 +285,10 @@ nlohmann::ordered_json run_case(const Case& c, const moe::Backend& backend, doub
   for (std::size_t i = 0; i < contenders.size(); ++i) {
     double wall = median(times[i].wall), taken = median(times[i].judged());
     line[contenders[i].name] = std::round(c.flops() / taken / 1e7) / 100;  // GFLOP/s
-    // Share of the calling thread's time that it had a core: with several threads, a row below 0.9 proves nothing.
-    line[contenders[i].name + "_cpu_share"] = std::round(median(times[i].thread) / wall * 100) / 100;
+    // Share of the calling thread's time that it had a core: with several threads, a row below 0.9
+    // proves nothing.
+    line[contenders[i].name + "_cpu_share"] =
+        std::round(median(times[i].thread) / wall * 100) / 100;
     if (i > 0)
       line["over_" + contenders[i].name] =
           std::round(ratio(times[0].judged(), times[i].judged()) * 1000) / 1000;
@@ -297,7 +306,8 @@ void bind_threads(int threads, char** arguments) {
 }
 
 std::string column(const nlohmann::ordered_json& line, const std::string& key) {
-  return line.contains(key) ? fmt::format("{:>8.2f}", line[key].get<double>()) : fmt::format("{:>8}", "-");
+  return line.contains(key) ? fmt::format("{:>8.2f}", line[key].get<double>())
+                            : fmt::format("{:>8}", "-");
 }
 
 int run(int count, char** arguments) {
@@ -323,13 +333,13 @@ int run(int count, char** arguments) {
   nlohmann::ordered_json versions = peers();
   std::cout << fmt::format("cpu level {}, {} threads, peers {}\n", backend.level, moe::threads(),
                            versions.dump());
-  std::cout << fmt::format("{:>4} {:>5} {:>5} {:>5} {:>8} {:>8} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}\n",
-                           "", "m", "n", "k", "ours", "plain", "openblas", "dnnl", "dnnl pk",
-                           "/openblas", "/dnnl", "/dnnl pk");
+  std::cout << fmt::format(
+      "{:>4} {:>5} {:>5} {:>5} {:>8} {:>8} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}\n", "", "m", "n",
+      "k", "ours", "plain", "openblas", "dnnl", "dnnl pk", "/openblas", "/dnnl", "/dnnl pk");
   std::ofstream file;
   if (!json.empty()) file.open(json, std::ios::app);
-  const Index layers[][2] = {{768, 768}, {3072, 768}, {768, 3072}, {384, 384},
-                             {1536, 384}, {512, 512}, {128, 128},  {512, 128}};  // out, in
+  const Index layers[][2] = {{768, 768},  {3072, 768}, {768, 3072}, {384, 384},
+                             {1536, 384}, {512, 512},  {128, 128},  {512, 128}};  // out, in
   for (Form form : {Form::nt, Form::nn, Form::tn}) {
     if (!only_form.empty() && std::find(only_form.begin(), only_form.end(),
                                         form_names[static_cast<int>(form)]) == only_form.end())
@@ -341,12 +351,12 @@ int run(int count, char** arguments) {
         line["level"] = backend.level;
         line["peers"] = versions;
         if (file.is_open()) file << line.dump() << std::endl;
-        std::cout << fmt::format(
-                         "{:>4} {:>5} {:>5} {:>5} {} {} {} {} {}   {}  {} {}",
-                         form_names[static_cast<int>(form)], m, n, k, column(line, "ours"),
-                         column(line, "ours_plain"), column(line, "openblas"), column(line, "dnnl"),
-                         column(line, "dnnl_packed"), column(line, "over_openblas"),
-                         column(line, "over_dnnl"), column(line, "over_dnnl_packed"))
+        std::cout << fmt::format("{:>4} {:>5} {:>5} {:>5} {} {} {} {} {}   {}  {} {}",
+                                 form_names[static_cast<int>(form)], m, n, k, column(line, "ours"),
+                                 column(line, "ours_plain"), column(line, "openblas"),
+                                 column(line, "dnnl"), column(line, "dnnl_packed"),
+                                 column(line, "over_openblas"), column(line, "over_dnnl"),
+                                 column(line, "over_dnnl_packed"))
                   << std::endl;
       }
     }

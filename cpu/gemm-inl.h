@@ -1,13 +1,16 @@
-// Single-precision product kernels, per target: register-blocked micro-kernels and the packing around them.
+// Single-precision product kernels, per target: register-blocked micro-kernels and the packing
+// around them.
 //
-// A tile of C, tile_rows x (tile_vectors * lanes), lives in registers (12x32 on AVX-512, 6x16 on AVX2) while
-// the kernel walks k: one row of the packed panel of B, one broadcast from each row of A, multiply-adds.
-//   panel layout     B is cut into panels of `width` columns, [panel][k][width], the last one padded by zeros
-//   slabs            k is cut into slabs of equal depth by its own length alone; a slab is one chain of
+// A tile of C, tile_rows x (tile_vectors * lanes), lives in registers (12x32 on AVX-512, 6x16 on
+// AVX2) while the kernel walks k: one row of the packed panel of B, one broadcast from each row of
+// A, multiply-adds.
+//   panel layout     B is cut into panels of `width` columns, [panel][k][width], the last one
+//   padded by zeros slabs            k is cut into slabs of equal depth by its own length alone; a
+//   slab is one chain of
 //                    multiply-adds from zero in k order, and slab sums are added in order
-// So an output depends neither on the number of rows, nor on threads, nor on who packed B when. Few rows run
-// the same kernel with fewer rows: one variant for each count 1 .. tile_rows.
-// Blocking as in Goto, van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, with B's block
+// So an output depends neither on the number of rows, nor on threads, nor on who packed B when. Few
+// rows run the same kernel with fewer rows: one variant for each count 1 .. tile_rows. Blocking as
+// in Goto, van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, with B's block
 // in L2 and A's rows in L1.
 #if defined(MOE_CPU_GEMM_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MOE_CPU_GEMM_INL_H_
@@ -17,6 +20,7 @@
 #endif
 
 #include "cpu/simd-inl.h"
+
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
@@ -28,7 +32,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Lanes = hn::ScalableTag<float>;
 using Vector = hn::Vec<Lanes>;
 constexpr Index lanes = static_cast<Index>(HWY_LANES(float));
-// Accumulators take all but a few of the 32 (AVX-512) or 16 registers. One lane: a 4x4 block of scalars.
+// Accumulators take all but a few of the 32 (AVX-512) or 16 registers. One lane: a 4x4 block of
+// scalars.
 constexpr int tile_vectors = lanes == 1 ? 4 : 2;
 constexpr int tile_rows = lanes >= 16 ? 12 : lanes >= 8 ? 6 : 4;
 constexpr Index width = tile_vectors * lanes;
@@ -42,11 +47,12 @@ struct Ending {
   Index added_ld = 0;
 };
 
-// out[i][0..width) = ending(sum_k a[i * a_row + k * a_step] b[k * width + ..])    i < rows, k in order
+// out[i][0..width) = ending(sum_k a[i * a_row + k * a_step] b[k * width + ..])    i < rows, k in
+// order
 template <int rows>
 HWY_NOINLINE void multiply(const float* HWY_RESTRICT a, Index a_row, Index a_step,
-                           const float* HWY_RESTRICT b, Index depth, const Ending& ending, float* out,
-                           Index out_ld) {
+                           const float* HWY_RESTRICT b, Index depth, const Ending& ending,
+                           float* out, Index out_ld) {
   const Lanes d;
   Vector sum[rows][tile_vectors];
   HWY_UNROLL(16)
@@ -59,7 +65,8 @@ HWY_NOINLINE void multiply(const float* HWY_RESTRICT a, Index a_row, Index a_ste
     hwy::Prefetch(out + i * out_ld);
     hwy::Prefetch(out + i * out_ld + width - 1);
   }
-  // One pointer serves three rows (x86 addresses p, p + r, p + 2r): one for each row would not leave registers.
+  // One pointer serves three rows (x86 addresses p, p + r, p + 2r): one for each row would not
+  // leave registers.
   const float* x[(rows + 2) / 3];
   HWY_UNROLL(8)
   for (int i = 0; i < (rows + 2) / 3; ++i) x[i] = a + 3 * i * a_row;
@@ -94,13 +101,15 @@ HWY_NOINLINE void multiply(const float* HWY_RESTRICT a, Index a_row, Index a_ste
       if (ending.partial != nullptr)
         v = hn::Add(hn::LoadU(d, ending.partial + i * ending.partial_ld + at), v);
       if (ending.bias != nullptr) v = hn::Add(v, hn::LoadU(d, ending.bias + at));
-      if (ending.added != nullptr) v = hn::Add(v, hn::LoadU(d, ending.added + i * ending.added_ld + at));
+      if (ending.added != nullptr)
+        v = hn::Add(v, hn::LoadU(d, ending.added + i * ending.added_ld + at));
       hn::StoreU(v, d, out + i * out_ld + at);
     }
   }
 }
 
-using Multiply = void (*)(const float*, Index, Index, const float*, Index, const Ending&, float*, Index);
+using Multiply = void (*)(const float*, Index, Index, const float*, Index, const Ending&, float*,
+                          Index);
 
 template <int... counts>
 constexpr std::array<Multiply, sizeof...(counts)> multiply_table(
@@ -114,7 +123,8 @@ HWY_INLINE Multiply multiply_of(Index rows) {
   return table[static_cast<std::size_t>(rows - 1)];
 }
 
-// ---- packing B ---------------------------------------------------------------------------------------
+// ---- packing B
+// ---------------------------------------------------------------------------------------
 
 #if HWY_TARGET != HWY_SCALAR
 // Block i (four lanes) of the result is p[i * step .. i * step + 4).
@@ -129,7 +139,8 @@ HWY_INLINE hn::Vec<D> load_blocks(D d, const float* p, Index step) {
   }
 }
 
-// to[k * width + c] = b[c * ld + k]    c < lanes, k < 4: one 4x4 transpose in each block of four lanes
+// to[k * width + c] = b[c * ld + k]    c < lanes, k < 4: one 4x4 transpose in each block of four
+// lanes
 HWY_INLINE void transpose_four(const float* b, Index ld, float* to) {
   const Lanes d;
   const hn::Repartition<std::uint64_t, Lanes> pairs;
@@ -160,13 +171,18 @@ HWY_NOINLINE void pack_transposed(const float* b, Index ld, Index depth, Index c
     for (Index c = 0; c < width; ++c) to[k * width + c] = c < columns ? b[c * ld + k] : 0.0f;
 }
 
-// Rows of one panel of b[k * ld + c].
+// Rows of one panel of b[k * ld + c]. They lie pages apart, where no hardware prefetcher sees them
+// coming.
+constexpr Index straight_rows = 16;  // packed before the next panel's: long runs of each row of B
 HWY_NOINLINE void pack_straight(const float* b, Index ld, Index depth, Index columns, float* to) {
   const Lanes d;
   if (columns >= width) {
-    for (Index k = 0; k < depth; ++k)
+    for (Index k = 0; k < depth; ++k) {
+      hwy::Prefetch(b + (k + straight_rows) * ld);
+      hwy::Prefetch(b + (k + straight_rows) * ld + width - 1);
       for (int j = 0; j < tile_vectors; ++j)
         hn::StoreU(hn::LoadU(d, b + k * ld + j * lanes), d, to + k * width + j * lanes);
+    }
     return;
   }
   for (Index k = 0; k < depth; ++k)
@@ -174,10 +190,9 @@ HWY_NOINLINE void pack_straight(const float* b, Index ld, Index depth, Index col
 }
 
 // Panels [first, last) of B, rows [k, k + depth), into panels `step` elements apart.
-HWY_INLINE void pack_panels(const float* b, Index ld, bool transposed, Index n, Index k, Index depth,
-                            Index first, Index last, float* to, Index step) {
-  // Straight rows go some at a time over all panels: each row of B is one run of memory.
-  const Index some = transposed ? std::max<Index>(depth, 1) : 16;
+HWY_INLINE void pack_panels(const float* b, Index ld, bool transposed, Index n, Index k,
+                            Index depth, Index first, Index last, float* to, Index step) {
+  const Index some = transposed ? std::max<Index>(depth, 1) : straight_rows;
   for (Index done = 0; done < depth; done += some) {
     const Index now = std::min(some, depth - done);
     for (Index panel = first; panel < last; ++panel) {

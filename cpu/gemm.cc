@@ -1,10 +1,14 @@
-// The fp32 product family: y = act(x W^T + b) + r, dx = dy W, dW = dy^T x, each per group, and column sums.
+// The fp32 product family: y = act(x W^T + b) + r, dx = dy W, dW = dy^T x, each per group, and
+// column sums.
 //
-// All three products are C = A B per group (gemm_work.h). Each thread owns a rectangle of C and walks
-//   rows of C in chunks -> panels of B in chunks that stay in L2 -> slabs of k -> blocks of tile_rows -> panels
-// B comes as panels, from pack_weight or packed on the way into the thread's scratch: the same panels, the same
-// bits. A is read in place where it lies well (the kernel broadcasts from tile_rows rows at once), and copied
-// where those rows would fall on the same cache sets, or where it is dy^T.
+// All three products are C = A B per group (gemm_work.h). Each thread owns a rectangle of C and
+// walks
+//   rows of C in chunks -> panels of B in chunks that stay in L2 -> slabs of k -> blocks of
+//   tile_rows -> panels
+// B comes as panels, from pack_weight or packed on the way into the thread's scratch: the same
+// panels, the same bits. A is read in place where it lies well (the kernel broadcasts from
+// tile_rows rows at once), and copied where those rows would fall on the same cache sets, or where
+// it is dy^T.
 #include "cpu/cpu.h"
 #include "cpu/gemm_work.h"
 #include "runtime/parallel.h"
@@ -16,26 +20,30 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/gemm.cc"
+#include "cpu/gemm-inl.h"
 #include "cpu/targets.h"
+
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
-#include "cpu/gemm-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moe::cpu::HWY_NAMESPACE {
 namespace {
 
-// Blocking. A tile's k loop reads tile_rows rows of A (36 KiB a slab, mostly L1) and a panel of B (96 KiB, L2).
+// Blocking. A tile's k loop reads tile_rows rows of A (36 KiB a slab, mostly L1) and a panel of B
+// (96 KiB, L2).
 #ifndef GROUPB
-#define GROUPB (192*1024)
+#define GROUPB (192 * 1024)
 #endif
 #ifndef CHUNKB
-#define CHUNKB (384*1024)
+#define CHUNKB (384 * 1024)
 #endif
 constexpr Index longest_slab = 768;
-constexpr Index chunk_bytes = CHUNKB;      // of A: rows that meet a group of panels while both stay in L2
-constexpr Index group_bytes = GROUPB;      // of B: panels that a block of rows meets in a row
-constexpr Index packed_most = Index{4} << 20;  // bytes of B packed on the way and kept for all chunks of A
+constexpr Index chunk_bytes =
+    CHUNKB;  // of A: rows that meet a group of panels while both stay in L2
+constexpr Index group_bytes = GROUPB;  // of B: panels that a block of rows meets in a row
+constexpr Index packed_most = Index{4}
+                              << 20;  // bytes of B packed on the way and kept for all chunks of A
 constexpr Index waiting_rows = 768, waiting_columns = 1024;
 
 // k is cut by its own length alone: promise 10.
@@ -49,19 +57,26 @@ struct Slabs {
 HWY_INLINE Vector activate(Activation f, Vector v) {
   const Lanes d;
   switch (f) {
-    case Activation::none: return v;
-    case Activation::relu: return hn::Max(v, hn::Zero(d));
-    case Activation::gelu: return gelu(d, v);
-    case Activation::gelu_tanh: return gelu_tanh(d, v);
-    case Activation::tanh: return tanh(d, v);
-    case Activation::sigmoid: return sigmoid(d, v);
-    case Activation::softplus: return softplus(d, v);
+    case Activation::none:
+      return v;
+    case Activation::relu:
+      return hn::Max(v, hn::Zero(d));
+    case Activation::gelu:
+      return gelu(d, v);
+    case Activation::gelu_tanh:
+      return gelu_tanh(d, v);
+    case Activation::tanh:
+      return tanh(d, v);
+    case Activation::sigmoid:
+      return sigmoid(d, v);
+    case Activation::softplus:
+      return softplus(d, v);
   }
   return v;
 }
 
-// One tile of C. The registers store to C itself, or, where C is narrower than a panel or an activation
-// follows, to a small array, from where finish_tile takes them.
+// One tile of C. The registers store to C itself, or, where C is narrower than a panel or an
+// activation follows, to a small array, from where finish_tile takes them.
 struct Tile {
   Index row = 0, rows = 0, column = 0, columns = 0;
   const float* partial = nullptr;  // the slabs before this one
@@ -90,9 +105,12 @@ HWY_NOINLINE void finish_tile(const Product& p, const Tile& tile, const float* s
   }
 }
 
-// A's columns packed, blocks of rows one behind the other: `count` of them as [k][count]. Whole vectors are
-// stored; what they write past `count` the next k overwrites, and the last k's falls between two blocks.
-constexpr Index block_floats(Index depth) { return depth * tile_rows + lanes; }
+// A's columns packed, blocks of rows one behind the other: `count` of them as [k][count]. Whole
+// vectors are stored; what they write past `count` the next k overwrites, and the last k's falls
+// between two blocks.
+constexpr Index block_floats(Index depth) {
+  return depth * tile_rows + lanes;
+}
 
 HWY_NOINLINE void pack_columns(const Product& p, Index row, Index rows, Index blocks, Index k,
                                Index depth, float* to) {
@@ -106,6 +124,8 @@ HWY_NOINLINE void pack_columns(const Product& p, Index row, Index rows, Index bl
       for (Index j = done; j < last; ++j) {
         const float* from = p.a + (k + j) * p.a_ld + row + first;
         float* at = to + b * block_floats(depth) + j * count;
+        hwy::Prefetch(
+            from + some * p.a_ld);  // rows lie pages apart: no hardware prefetcher sees them coming
         if (whole)
           for (Index i = 0; i < count; i += lanes) hn::StoreU(hn::LoadU(d, from + i), d, at + i);
         else
@@ -118,8 +138,8 @@ HWY_NOINLINE void pack_columns(const Product& p, Index row, Index rows, Index bl
 constexpr Index copy_pad = 16;
 
 // A's rows copied to a stride that spreads over the cache sets.
-HWY_NOINLINE void copy_rows(const Product& p, Index row, Index rows, Index k, Index depth, float* to,
-                            Index ld) {
+HWY_NOINLINE void copy_rows(const Product& p, Index row, Index rows, Index k, Index depth,
+                            float* to, Index ld) {
   const Lanes d;
   for (Index i = 0; i < rows; ++i) {
     const float* from = p.a + (row + i) * p.a_ld + k;
@@ -140,7 +160,8 @@ class Walk {
       : p_(p), slabs_(p.k) {
     const Index rows = row_end - row_begin, panel_bytes = slabs_.depth * width * 4;
     plain_ending_ = p.activation == Activation::none && !p.preactivation;
-    // Rows a multiple of 4 KiB apart share one set of L1, which has 8 ways: 88 instead of 116 GFLOP/s on Zen 4.
+    // Rows a multiple of 4 KiB apart share one set of L1, which has 8 ways: 88 instead of 116
+    // GFLOP/s on Zen 4.
     copied_ = !p.a_columns && p.a_ld % 1024 == 0 && rows > 4;
     chunk_rows_ = std::max<Index>(1, chunk_bytes / (slabs_.depth * tile_rows * 4)) * tile_rows;
     chunk_rows_ = std::min(chunk_rows_, rows);
@@ -161,7 +182,8 @@ class Walk {
       b_packed_ = floats(Scratch::pack_b, slots_ * slabs_.depth * width);
     }
     if (p.a_columns)
-      a_packed_ = floats(Scratch::pack_a, (chunk_rows_ / tile_rows + 1) * block_floats(slabs_.depth));
+      a_packed_ =
+          floats(Scratch::pack_a, (chunk_rows_ / tile_rows + 1) * block_floats(slabs_.depth));
     else if (copied_)
       a_packed_ = floats(Scratch::pack_a, chunk_rows_ * (slabs_.depth + copy_pad));
     for (top_ = row_begin; top_ < row_end; top_ += super_rows_)
@@ -196,8 +218,7 @@ class Walk {
   float* slot(Index panel) const { return b_packed_ + (panel - left_) % slots_ * depth_ * width; }
 
   void run_tile(Index chunk, Index skip, Index rows, Index block, Index panel) {
-    const float* b =
-        p_.panels != nullptr ? p_.panels + (panel * p_.k + k_) * width : slot(panel);
+    const float* b = p_.panels != nullptr ? p_.panels + (panel * p_.k + k_) * width : slot(panel);
     const float* a = p_.a + (chunk + skip) * p_.a_ld + k_;
     Index a_row = p_.a_ld, a_step = 1;
     if (p_.a_columns) {
@@ -243,7 +264,8 @@ class Walk {
   const Product& p_;
   const Slabs slabs_;
   bool copied_ = false, plain_ending_ = false;
-  Index chunk_rows_ = 0, super_rows_ = 0, super_panels_ = 0, group_ = 1, slots_ = 1, waiting_ld_ = 0;
+  Index chunk_rows_ = 0, super_rows_ = 0, super_panels_ = 0, group_ = 1, slots_ = 1,
+        waiting_ld_ = 0;
   float *a_packed_ = nullptr, *b_packed_ = nullptr, *waiting_ = nullptr;
   Index top_ = 0, left_ = 0, slab_ = 0, k_ = 0, depth_ = 0;  // where the walk is
 };
@@ -253,8 +275,8 @@ void product_block(const Product& p, Index row_begin, Index row_end, Index first
 }
 
 // Panels [first, last) of a whole B: what pack_weight stores.
-void pack_block(const float* b, Index ld, bool transposed, Index n, Index k, Index first, Index last,
-                float* panels) {
+void pack_block(const float* b, Index ld, bool transposed, Index n, Index k, Index first,
+                Index last, float* panels) {
   pack_panels(b, ld, transposed, n, 0, k, first, last, panels + first * k * width, k * width);
 }
 
@@ -285,7 +307,9 @@ void sum_rows_block(Rows<const float> dy, Index rows, Index first, Index last, f
   }
 }
 
-Index panel_width() { return width; }
+Index panel_width() {
+  return width;
+}
 
 }  // namespace
 }  // namespace moe::cpu::HWY_NAMESPACE
@@ -300,13 +324,16 @@ HWY_EXPORT(pack_block);
 HWY_EXPORT(sum_rows_block);
 HWY_EXPORT(panel_width);
 
-Index panels_of(Index n, Index panel) { return (n + panel - 1) / panel; }
+Index panels_of(Index n, Index panel) {
+  return (n + panel - 1) / panel;
+}
 
 // The rectangle of one part: its share of panels, and of each group's rows.
 void run_part(const Grouped& work, const Grid& grid, Index part, Index panels, Index total,
               decltype(&HWY_STATIC_DISPATCH(product_block)) block) {
   Index column = part % grid.column_parts, row = part / grid.column_parts;
-  Index first = panels * column / grid.column_parts, last = panels * (column + 1) / grid.column_parts;
+  Index first = panels * column / grid.column_parts,
+        last = panels * (column + 1) / grid.column_parts;
   Index lower = total * row / grid.row_parts, upper = total * (row + 1) / grid.row_parts;
   Index seen = 0;
   for (Index g = 0; g < work.groups && seen < upper; ++g) {
@@ -340,7 +367,8 @@ Grouped grouped(Ragged groups, Index rows) {
 }
 
 // y = act(x W^T + bias) + residual:  A = x, B = W^T.
-void gemm(Rows<const float> x, Weight<float> w, Ragged groups, Epilogue<float> epilogue, Rows<float> y) {
+void gemm(Rows<const float> x, Weight<float> w, Ragged groups, Epilogue<float> epilogue,
+          Rows<float> y) {
   Index out = y.cols, in = x.cols;
   Index width = HWY_DYNAMIC_DISPATCH(panel_width)();
   Grouped work = grouped(groups, x.rows);
@@ -364,7 +392,8 @@ void gemm(Rows<const float> x, Weight<float> w, Ragged groups, Epilogue<float> e
 }
 
 // dx = beta dx + dy W:  A = dy, B = W.
-void gemm_input_grad(Rows<const float> dy, Weight<float> w, Ragged groups, double beta, Rows<float> dx) {
+void gemm_input_grad(Rows<const float> dy, Weight<float> w, Ragged groups, double beta,
+                     Rows<float> dx) {
   Index out = dy.cols, in = dx.cols;
   Index width = HWY_DYNAMIC_DISPATCH(panel_width)();
   Grouped work = grouped(groups, dy.rows);
@@ -382,7 +411,8 @@ void gemm_input_grad(Rows<const float> dy, Weight<float> w, Ragged groups, doubl
   run(work);
 }
 
-// dW_g = beta dW_g + dy_g^T x_g:  A = dy_g^T, B = x_g; the sum runs over the group's tokens from its begin.
+// dW_g = beta dW_g + dy_g^T x_g:  A = dy_g^T, B = x_g; the sum runs over the group's tokens from
+// its begin.
 void gemm_weight_grad(Rows<const float> dy, Rows<const float> x, Ragged groups, double beta,
                       Rows<float> dw) {
   Grouped work = grouped(groups, x.rows);

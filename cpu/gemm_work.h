@@ -1,7 +1,8 @@
 // What one matrix product is, as the per-target kernels see it, and how its output is shared out.
 //
-// Every product of the family (forward, input gradient, weight gradient, each per group) is C = A B with C
-// row-major. The grid cuts C into rectangles, one per thread; the numbers do not depend on the cut.
+// Every product of the family (forward, input gradient, weight gradient, each per group) is C = A B
+// with C row-major. The grid cuts C into rectangles, one per thread; the numbers do not depend on
+// the cut.
 #pragma once
 
 #include "runtime/kernels.h"
@@ -18,7 +19,8 @@ struct Product {
   const float* a = nullptr;
   Index a_ld = 0;
   bool a_columns = false;
-  // B(j,c) = b[j * b_ld + c], or b[c * b_ld + j] when b_transposed; or panels made from it beforehand.
+  // B(j,c) = b[j * b_ld + c], or b[c * b_ld + j] when b_transposed; or panels made from it
+  // beforehand.
   const float* b = nullptr;
   Index b_ld = 0;
   bool b_transposed = false;
@@ -33,9 +35,9 @@ struct Product {
 
 // The groups of a call: which rows of C each owns, and its product.
 struct Grouped {
-  Product base;            // of group 0; m, k and pointers below move per group
+  Product base;  // of group 0; m, k and pointers below move per group
   Index groups = 0;
-  Index begin0 = 0, end0 = 0;             // the rows of the one group when begin is null
+  Index begin0 = 0, end0 = 0;  // the rows of the one group when begin is null
   const std::int32_t *begin = nullptr, *end = nullptr;
   Index b_step = 0, panel_step = 0;  // elements from one group's weight block to the next
   Index bias_step = 0;
@@ -70,14 +72,16 @@ struct Grouped {
   }
 };
 
-// A grid of row_parts x column_parts rectangles over C. Row parts cut the concatenated rows of all groups by
-// cost, so uneven experts still balance; column parts cut panels and are always even.
+// A grid of row_parts x column_parts rectangles over C. Row parts cut the concatenated rows of all
+// groups by cost, so uneven experts still balance; column parts cut panels and are always even.
 struct Grid {
   Index row_parts = 1, column_parts = 1;
 };
 
 // The cost of one row of group g: its sums, and the store of the result.
-inline Index row_cost(const Grouped& work, Index g) { return work.depth(g) + 16; }
+inline Index row_cost(const Grouped& work, Index g) {
+  return work.depth(g) + 16;
+}
 
 inline Index total_cost(const Grouped& work) {
   Index total = 0;
@@ -85,9 +89,10 @@ inline Index total_cost(const Grouped& work) {
   return total;
 }
 
-// Tries every cut of `threads` into rows x columns and takes the cheapest slowest rectangle. A rectangle costs
-// (rows + what bringing in B costs) x (panels + what bringing in A costs), in units measured on a 2-core
-// AVX-512 machine: a panel of B costs as much as multiplying some rows by it, packing it on the way more.
+// Tries every cut of `threads` into rows x columns and takes the cheapest slowest rectangle. A
+// rectangle costs (rows + what bringing in B costs) x (panels + what bringing in A costs), in units
+// measured on a 2-core AVX-512 machine: a panel of B costs as much as multiplying some rows by it,
+// packing it on the way more.
 inline Grid choose_grid(const Grouped& work, Index panels, Index width, Index threads) {
   Index cost = total_cost(work);
   // A thread is worth waking for about half a million multiply-adds (some 10 us).
@@ -105,8 +110,9 @@ inline Grid choose_grid(const Grouped& work, Index panels, Index width, Index th
   for (Index row_parts = 1; row_parts <= std::min(threads, rows); ++row_parts) {
     Index column_parts = std::min(threads / row_parts, panels);
     double rows_here = static_cast<double>((rows + row_parts - 1) / row_parts);
-    double groups_here = std::min<double>(static_cast<double>(groups),
-                                          static_cast<double>(groups) / static_cast<double>(row_parts) + 1);
+    double groups_here =
+        std::min<double>(static_cast<double>(groups),
+                         static_cast<double>(groups) / static_cast<double>(row_parts) + 1);
     double panels_here = static_cast<double>((panels + column_parts - 1) / column_parts);
     double time = (rows_here + b_rows * groups_here) * (panels_here + a_panels);
     if (row_parts == 1 || time < least) {

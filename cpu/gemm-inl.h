@@ -171,18 +171,13 @@ HWY_NOINLINE void pack_transposed(const float* b, Index ld, Index depth, Index c
     for (Index c = 0; c < width; ++c) to[k * width + c] = c < columns ? b[c * ld + k] : 0.0f;
 }
 
-// Rows of one panel of b[k * ld + c]. They lie pages apart, where no hardware prefetcher sees them
-// coming.
-constexpr Index straight_rows = 16;  // packed before the next panel's: long runs of each row of B
+// Rows of one panel of b[k * ld + c].
 HWY_NOINLINE void pack_straight(const float* b, Index ld, Index depth, Index columns, float* to) {
   const Lanes d;
   if (columns >= width) {
-    for (Index k = 0; k < depth; ++k) {
-      hwy::Prefetch(b + (k + straight_rows) * ld);
-      hwy::Prefetch(b + (k + straight_rows) * ld + width - 1);
+    for (Index k = 0; k < depth; ++k)
       for (int j = 0; j < tile_vectors; ++j)
         hn::StoreU(hn::LoadU(d, b + k * ld + j * lanes), d, to + k * width + j * lanes);
-    }
     return;
   }
   for (Index k = 0; k < depth; ++k)
@@ -192,7 +187,8 @@ HWY_NOINLINE void pack_straight(const float* b, Index ld, Index depth, Index col
 // Panels [first, last) of B, rows [k, k + depth), into panels `step` elements apart.
 HWY_INLINE void pack_panels(const float* b, Index ld, bool transposed, Index n, Index k,
                             Index depth, Index first, Index last, float* to, Index step) {
-  const Index some = transposed ? std::max<Index>(depth, 1) : straight_rows;
+  // Straight rows go some at a time over all panels: each row of B is one run of memory.
+  const Index some = transposed ? std::max<Index>(depth, 1) : 16;
   for (Index done = 0; done < depth; done += some) {
     const Index now = std::min(some, depth - done);
     for (Index panel = first; panel < last; ++panel) {

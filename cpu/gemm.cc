@@ -18,13 +18,14 @@
 #include <cstdint>
 #include <utility>
 
+// clang-format off
+#include "cpu/targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/gemm.cc"
-#include "cpu/gemm-inl.h"
-#include "cpu/targets.h"
-
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
+#include "cpu/gemm-inl.h"
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace moe::cpu::HWY_NAMESPACE {
@@ -32,16 +33,10 @@ namespace {
 
 // Blocking. A tile's k loop reads tile_rows rows of A (36 KiB a slab, mostly L1) and a panel of B
 // (96 KiB, L2).
-#ifndef GROUPB
-#define GROUPB (192 * 1024)
-#endif
-#ifndef CHUNKB
-#define CHUNKB (384 * 1024)
-#endif
 constexpr Index longest_slab = 768;
 constexpr Index chunk_bytes =
-    CHUNKB;  // of A: rows that meet a group of panels while both stay in L2
-constexpr Index group_bytes = GROUPB;  // of B: panels that a block of rows meets in a row
+    384 * 1024;  // of A: rows that meet a group of panels while both stay in L2
+constexpr Index group_bytes = 192 * 1024;  // of B: panels that a block of rows meets in a row
 constexpr Index packed_most = Index{4}
                               << 20;  // bytes of B packed on the way and kept for all chunks of A
 constexpr Index waiting_rows = 768, waiting_columns = 1024;
@@ -124,8 +119,6 @@ HWY_NOINLINE void pack_columns(const Product& p, Index row, Index rows, Index bl
       for (Index j = done; j < last; ++j) {
         const float* from = p.a + (k + j) * p.a_ld + row + first;
         float* at = to + b * block_floats(depth) + j * count;
-        hwy::Prefetch(
-            from + some * p.a_ld);  // rows lie pages apart: no hardware prefetcher sees them coming
         if (whole)
           for (Index i = 0; i < count; i += lanes) hn::StoreU(hn::LoadU(d, from + i), d, at + i);
         else

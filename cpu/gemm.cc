@@ -110,7 +110,7 @@ constexpr Index block_floats(Index depth) {
 HWY_NOINLINE void pack_columns(const Product& p, Index row, Index rows, Index blocks, Index k,
                                Index depth, float* to) {
   const Lanes d;
-  constexpr Index some = 16;  // rows of dy at a time: long runs to read, few streams to write
+  constexpr Index some = 8;  // rows of dy at a time: long runs to read, few streams to write
   for (Index done = 0; done < depth; done += some) {
     const Index last = std::min(done + some, depth);
     for (Index b = 0; b < blocks; ++b) {

@@ -65,7 +65,7 @@ struct Net {
 std::vector<ParameterGroup> groups() {
   return {{"*bias", 1, 0}, {"encoder.*", 0.1, 0.05}, {"*", 1, 0.02}};
 }
-const ParameterGroup& group_of(const std::vector<ParameterGroup>& list, const std::string& name) {
+ParameterGroup group_of(const std::vector<ParameterGroup>& list, const std::string& name) {
   return *std::find_if(list.begin(), list.end(),
                        [&](const auto& g) { return matches(g.pattern, name); });
 }

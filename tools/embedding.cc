@@ -1,6 +1,7 @@
 #include "tools/embedding.h"
 
 #include "runtime/parallel.h"
+#include "runtime/profile.h"
 #include "tools/batch.h"
 #include "tools/signals.h"
 
@@ -37,6 +38,7 @@ std::vector<float> embed_tokens(const TextEncoder& encoder,
   for (const auto& batch :
        plan_by_length(lengths, {.rows = 1024, .tokens = options.batch_tokens})) {
     throw_if_stopped();
+    Zone zone("embed batch");
     std::vector<std::vector<std::int32_t>> texts;
     for (Index i : batch) texts.push_back(tokens[static_cast<std::size_t>(i)]);
     Routes routes;

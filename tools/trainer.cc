@@ -2,6 +2,7 @@
 
 #include "runtime/checkpoint.h"
 #include "runtime/file.h"
+#include "runtime/profile.h"
 #include "tools/batch.h"
 #include "tools/embedding.h"
 #include "tools/index.h"
@@ -310,6 +311,7 @@ struct Trainer::State {
               .train = true};
     double loss_value = 0;
     {
+      Zone zone("forward and backward");
       Tape tape;
       Pass pass;
       pass.draw = draw;
@@ -327,8 +329,10 @@ struct Trainer::State {
         for (const Routes* routes : {&query_routes, &document_routes})
           for (const RouteOut& route : routes->seen)
             if (Tensor extra = block->auxiliary_loss(route)) loss = add(loss, scale(extra, 0.5));
+      Zone back("backward");
       tape.backward(loss);
     }
+    Zone zone("count, clip, update");
     count_choices(query_routes, query_load);
     count_choices(document_routes, document_load);
     double gate = encoder.moe() ? gradient_rms(encoder.parameters(), "moe.gate.*") : -1;
@@ -412,6 +416,7 @@ struct Trainer::State {
 
   // Validation by retrieval on the dev split; true when training should stop.
   bool evaluate_now(double epoch) {
+    Zone zone("validate and save");
     EvaluationPoint point{step, epoch, 0,
                           loss_count ? loss_sum / static_cast<double>(loss_count) : 0};
     if (has_dev()) {

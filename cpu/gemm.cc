@@ -201,8 +201,7 @@ class Walk {
                       std::min(from + slots_, right), slot(from), depth_ * width);
         for (Index block = 0; block < blocks; ++block) {
           const Index skip = rows * block / blocks;
-          for (Index panel = from; panel < to; ++panel)
-            run_tile(row, skip, rows * (block + 1) / blocks - skip, block, panel);
+          run_tiles(row, skip, rows * (block + 1) / blocks - skip, block, from, to);
         }
       }
     }
@@ -210,8 +209,8 @@ class Walk {
 
   float* slot(Index panel) const { return b_packed_ + (panel - left_) % slots_ * depth_ * width; }
 
-  void run_tile(Index chunk, Index skip, Index rows, Index block, Index panel) {
-    const float* b = p_.panels != nullptr ? p_.panels + (panel * p_.k + k_) * width : slot(panel);
+  // One block of rows, `skip` rows into the chunk, against panels [from, to).
+  void run_tiles(Index chunk, Index skip, Index rows, Index block, Index from, Index to) {
     const float* a = p_.a + (chunk + skip) * p_.a_ld + k_;
     Index a_row = p_.a_ld, a_step = 1;
     if (p_.a_columns) {
@@ -222,35 +221,46 @@ class Walk {
       a_row = depth_ + copy_pad;
       a = a_packed_ + skip * a_row;
     }
+    const bool packed = p_.panels != nullptr, last = slab_ + 1 == slabs_.count;
+    const Index b_step = (packed ? p_.k : depth_) * width;
+    const float* b = packed ? p_.panels + from * b_step + k_ * width : slot(from);
+    const Multiply kernel = multiply_of(rows);
     Tile tile;
     tile.row = chunk + skip;
     tile.rows = rows;
-    tile.column = panel * width;
-    tile.columns = std::min(width, p_.n - tile.column);
-    tile.last = slab_ + 1 == slabs_.count;
-    float* c = p_.c[tile.row] + tile.column;
+    tile.last = last;
+    // Where the sums of earlier slabs are, and where this one's go.
+    float* c = p_.c[tile.row] + from * width;
     float* held = c;
-    Index held_ld = p_.c.ld;
+    tile.partial_ld = p_.c.ld;
     if (waiting_ != nullptr) {
-      held = waiting_ + (tile.row - top_) * waiting_ld_ + (panel - left_) * width;
-      held_ld = waiting_ld_;
+      held = waiting_ + (tile.row - top_) * waiting_ld_ + (from - left_) * width;
+      tile.partial_ld = waiting_ld_;
     }
     if (slab_ > 0) tile.partial = held;
-    tile.partial_ld = held_ld;
-    tile.to = tile.last ? c : held;
-    tile.to_ld = tile.last ? p_.c.ld : held_ld;
+    tile.to = last ? c : held;
+    tile.to_ld = last ? p_.c.ld : tile.partial_ld;
     Ending ending;
-    if (tile.columns == width && (!tile.last || plain_ending_)) {
-      ending.partial = tile.partial;
-      ending.partial_ld = tile.partial_ld;
-      if (tile.last && p_.bias != nullptr) ending.bias = p_.bias + tile.column;
-      if (tile.last && p_.added) ending.added = p_.added[tile.row] + tile.column;
-      ending.added_ld = p_.added.ld;
-      multiply_of(rows)(a, a_row, a_step, b, depth_, ending, tile.to, tile.to_ld);
-    } else {
-      alignas(64) float sums[tile_rows * width];
-      multiply_of(rows)(a, a_row, a_step, b, depth_, ending, sums, width);
-      finish_tile(p_, tile, sums);
+    ending.partial_ld = tile.partial_ld;
+    if (last && p_.bias != nullptr) ending.bias = p_.bias + from * width;
+    if (last && p_.added) ending.added = p_.added[tile.row] + from * width;
+    ending.added_ld = p_.added.ld;
+    for (Index panel = from; panel < to; ++panel) {
+      tile.column = panel * width;
+      tile.columns = std::min(width, p_.n - tile.column);
+      if (tile.columns == width && (!last || plain_ending_)) {
+        ending.partial = tile.partial;
+        kernel(a, a_row, a_step, b, depth_, ending, tile.to, tile.to_ld);
+      } else {
+        alignas(64) float sums[tile_rows * width];
+        kernel(a, a_row, a_step, b, depth_, Ending(), sums, width);
+        finish_tile(p_, tile, sums);
+      }
+      b += b_step;
+      tile.to += width;
+      if (tile.partial != nullptr) tile.partial += width;
+      if (ending.bias != nullptr) ending.bias += width;
+      if (ending.added != nullptr) ending.added += width;
     }
   }
 

@@ -62,7 +62,9 @@ TEST_P(Composition, GivesTheSame) {
     Inputs in({}, sizes), parts({}, sizes);
     Outcome fused = run(c.call, in), composed = run(c.composition, parts);
     EXPECT_LE(distance(fused.y, composed.y), 1e-11 * std::max(1.0, largest(composed.y)));
-    for (auto& [name, leaf] : in.leaves()) {
+    for (auto& entry : in.leaves()) {
+      const auto& name = entry.first;  // clang 14 captures no structured bindings
+      const auto& leaf = entry.second;
       std::vector<double> zero(leaf.values.size(), 0.0);
       auto of = [&](const Outcome& o) {
         auto found = o.gradients.find(name);
